@@ -1,0 +1,1 @@
+"""What lasts: SQLite and files; nothing in here runs by itself."""
