@@ -1,0 +1,1 @@
+"""The standard tools, and the registry that names them."""

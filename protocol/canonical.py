@@ -1,0 +1,78 @@
+"""Canonical JSON (RFC 8785) and the content identifiers made of it.
+
+`canonical_json` gives the bytes of RFC 8785. The fast path is orjson behind a guard that walks the input: orjson
+sorts keys by code point and prints floats its own way, so it is RFC 8785 only for ASCII keys and exact integers.
+Anything else goes to the rfc8785 library, which is strict. `fallbacks` counts those, so that a slow path that
+became common is seen.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+import rfc8785
+from blake3 import blake3
+
+from protocol.errors import CanonicalError
+
+INTEGER_MAX: Final = 2**53 - 1
+"""The largest integer that every JSON reader holds exactly (RFC 8785, section 3.2.2.3)."""
+
+DEPTH_MAX: Final = 128
+"""Values nested deeper than this are refused before they reach a recursive encoder."""
+
+
+class Fallbacks:
+    """How often `canonical_json` left its fast path."""
+
+    count = 0
+
+
+fallbacks = Fallbacks()
+
+
+def _plain(value: object, depth: int = 0) -> bool:
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return True
+    if kind is int:
+        return -INTEGER_MAX <= value <= INTEGER_MAX  # type: ignore[operator]
+    if depth > DEPTH_MAX:
+        raise CanonicalError("$", f"nested deeper than {DEPTH_MAX} levels")
+    if kind is dict:
+        for key, item in value.items():  # type: ignore[attr-defined]
+            if type(key) is not str or not key.isascii() or not _plain(item, depth + 1):
+                return False
+        return True
+    if kind is list or kind is tuple:
+        return all(_plain(item, depth + 1) for item in value)  # type: ignore[attr-defined]
+    return False
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the RFC 8785 bytes of a JSON value.
+
+    Raises CanonicalError for what canonical JSON cannot hold: integers over 2^53-1, NaN and infinities, lone
+    surrogates, keys that are not strings, values that are not JSON.
+    """
+    if _plain(value):
+        try:
+            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        except (orjson.JSONEncodeError, TypeError) as error:
+            raise CanonicalError("$", str(error)) from error
+    fallbacks.count += 1
+    try:
+        return rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
+        raise CanonicalError("$", str(error)) from error
+
+
+def blake3_hex(data: bytes) -> str:
+    """Return BLAKE3 of `data` as 64 lowercase hex characters."""
+    return blake3(data).hexdigest()
+
+
+def hash_of(value: Any) -> str:
+    """Return BLAKE3 of the canonical JSON of `value`; raises CanonicalError like `canonical_json`."""
+    return blake3(canonical_json(value)).hexdigest()
