@@ -1,0 +1,47 @@
+"""Time as the ledger writes it: RFC 3339 UTC with microseconds, never the same twice."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+
+_MICROSECOND = dt.timedelta(microseconds=1)
+
+
+def utc_now() -> dt.datetime:
+    """Return the time of the machine, in UTC."""
+    return dt.datetime.now(dt.UTC)
+
+
+def rfc3339(moment: dt.datetime) -> str:
+    """Return a UTC moment as RFC 3339 with six digits of fraction and `Z`."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond:06d}Z"
+
+
+def parse_rfc3339(text: str) -> dt.datetime:
+    """Return the moment that `rfc3339` wrote; raises ValueError for anything else."""
+    return dt.datetime.fromisoformat(text)
+
+
+class StrictClock:
+    """A clock whose readings grow by at least a microsecond, also when the machine's clock is set back.
+
+    `after` is the last reading of an earlier run (RFC 3339) or None: readings continue behind it, so that two equal
+    acts never share a content identifier.
+    """
+
+    def __init__(self, after: str | None = None, now: Callable[[], dt.datetime] = utc_now) -> None:
+        self._now = now
+        self._last = parse_rfc3339(after) if after else dt.datetime.min.replace(tzinfo=dt.UTC)
+
+    def moment(self) -> dt.datetime:
+        """Return the present moment, later than every one returned before."""
+        moment = self._now()
+        if moment <= self._last:
+            moment = self._last + _MICROSECOND
+        self._last = moment
+        return moment
+
+    def stamp(self) -> str:
+        """Return `moment()` as RFC 3339."""
+        return rfc3339(self.moment())

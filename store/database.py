@@ -1,0 +1,91 @@
+"""The one place that opens SQLite, and the numbered migrations of its schema.
+
+WAL with `synchronous=FULL`: a commit that returned survives a power cut. One connection writes (the ledger
+writer's); readers open their own and never wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import apsw
+
+from protocol.errors import AgentRunnerError
+
+SCHEMA_VERSION: Final = 1
+"""The version that this code reads and writes (PRAGMA user_version)."""
+
+BUSY_TIMEOUT_MS: Final = 5_000
+
+
+class StorageError(AgentRunnerError):
+    """The database cannot be used: `message` says what happened and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+def _configure(connection: apsw.Connection) -> None:
+    connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def open_writer(path: Path) -> apsw.Connection:
+    """Open the database for its one writer, creating it (0600) or migrating it to SCHEMA_VERSION.
+
+    Raises StorageError when the file is not a database, is newer than this code, or cannot be written.
+    """
+    try:
+        path.touch(mode=0o600, exist_ok=True)
+        connection = apsw.Connection(str(path))
+        _configure(connection)
+        connection.execute("PRAGMA journal_mode = WAL")
+        _migrate(connection, path)
+    except OSError as error:
+        raise StorageError(
+            f"cannot open {path}: {error.strerror}; check the folder's owner and mode"
+        ) from error
+    except apsw.Error as error:
+        raise StorageError(f"cannot use {path}: {error}; check the disk, or restore a backup") from error
+    return connection
+
+
+def open_reader(path: Path) -> apsw.Connection:
+    """Open the database for reading only; raises StorageError when there is none or it is unusable."""
+    if not path.is_file():
+        raise StorageError(f"there is no database at {path}; start the daemon once with `agent-runner run`")
+    try:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        _configure(connection)
+        version = connection.pragma("user_version")
+    except apsw.Error as error:
+        raise StorageError(f"cannot read {path}: {error}; check the disk, or restore a backup") from error
+    if version != SCHEMA_VERSION:
+        raise StorageError(
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
+            "start the daemon of this version once, or use the newer program"
+        )
+    return connection
+
+
+def _migrate(connection: apsw.Connection, path: Path) -> None:
+    version = connection.pragma("user_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise StorageError(
+            f"{path} has schema version {version}, this program knows {SCHEMA_VERSION}; use the newer program"
+        )
+    if version == 0:
+        with connection:
+            connection.execute(files("store").joinpath("schema.sql").read_text(encoding="utf-8"))
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def checkpoint(connection: apsw.Connection) -> None:
+    """Fold the write-ahead log into the database; called at an orderly end."""
+    with contextlib.suppress(apsw.BusyError):
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)

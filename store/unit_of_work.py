@@ -1,0 +1,71 @@
+"""What must be true together is committed together.
+
+A `Write` is a small record that knows its SQL. A `UnitOfWork` is a tuple of them: all or nothing. The ledger writer
+commits many units in one transaction (group commit); each stands in its own savepoint, so that one refused unit
+takes no other with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import apsw
+
+from protocol.errors import AgentRunnerError
+from store.database import StorageError
+
+
+class Write(Protocol):
+    """One change of the store."""
+
+    def apply(self, database: apsw.Connection) -> Any:
+        """Make the change inside the open transaction; raises ConflictError where its condition no longer holds."""
+
+
+class ConflictError(AgentRunnerError):
+    """A write's condition no longer holds (somebody else claimed the message, took the key): the unit is undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOfWork:
+    """Writes that are committed together, in order."""
+
+    writes: tuple[Write, ...]
+
+
+Outcome = list[Any] | Exception
+"""What a unit came to: the result of each write, or why all of it was undone."""
+
+
+def commit_units(database: apsw.Connection, units: Sequence[UnitOfWork]) -> list[Outcome]:
+    """Commit the units in one durable transaction and return one outcome for each, in order.
+
+    When this returns a list for a unit, its writes survive a power cut. A failure of the disk makes every outcome a
+    StorageError: nothing of the batch is in the database then.
+    """
+    outcomes: list[Outcome] = []
+    try:
+        database.execute("BEGIN IMMEDIATE")
+        outcomes.extend(_apply(database, unit) for unit in units)
+        database.execute("COMMIT")
+    except apsw.Error as error:
+        if not database.get_autocommit():
+            database.execute("ROLLBACK")
+        failure = StorageError(f"the database did not take a commit: {error}; check free space and the disk")
+        failure.__cause__ = error
+        return [failure for _ in units]
+    return outcomes
+
+
+def _apply(database: apsw.Connection, unit: UnitOfWork) -> Outcome:
+    database.execute("SAVEPOINT unit")
+    try:
+        results = [write.apply(database) for write in unit.writes]
+    except (ConflictError, apsw.ConstraintError, apsw.MismatchError) as error:
+        database.execute("ROLLBACK TO unit")
+        database.execute("RELEASE unit")
+        return error
+    database.execute("RELEASE unit")
+    return results
