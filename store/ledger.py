@@ -95,11 +95,11 @@ def read_entries(
 
 def find_entry(database: apsw.Connection, cid_prefix: str) -> tuple[int, Entry] | None:
     """Return the one entry whose CID begins with `cid_prefix`, or None if there is none or more than one."""
-    rows = database.execute(
+    rows: list[Any] = database.execute(
         f"SELECT seq, {_COLUMNS} FROM ledger WHERE cid >= ? AND cid < ? LIMIT 2",
         (cid_prefix, cid_prefix + "g"),
     ).fetchall()
-    return (int(rows[0][0]), entry_from_row(rows[0][1:])) if len(rows) == 1 else None
+    return (rows[0][0], entry_from_row(rows[0][1:])) if len(rows) == 1 else None
 
 
 def count_entries(database: apsw.Connection) -> int:

@@ -163,8 +163,9 @@ class SettleMail:
 _MAIL = "SELECT id, sender, recipient, subject, body, thread, sent_at, expires_at, tier, hops FROM mail"
 
 
-def _mail(row: tuple[Any, ...]) -> Mail:
-    return Mail(*row[:8], Tier(row[8]), row[9])
+def _mail(row: Any) -> Mail:
+    values: list[Any] = [*row[:8], Tier(row[8]), row[9]]
+    return Mail(*values)
 
 
 def _unread_condition(reader: Reader) -> tuple[str, list[Any]]:

@@ -39,7 +39,8 @@ CREATE TABLE history (
     seq           INTEGER NOT NULL,          -- per session, from 0
     role          TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
     content       TEXT NOT NULL,             -- canonical JSON: text or a list of blocks
-    created_at    TEXT NOT NULL
+    created_at    TEXT NOT NULL,
+    mail          INTEGER NOT NULL DEFAULT 0 -- 1 for the message in which a turn carried its mail
 ) STRICT;
 CREATE UNIQUE INDEX history_of_session ON history (session_id, seq);
 CREATE INDEX history_of_turn ON history (turn_id);

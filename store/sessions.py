@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import apsw
 import orjson
@@ -188,12 +188,13 @@ class AppendHistory:
     role: str
     content: Any
     created_at: str
+    mail: bool = False
 
     def apply(self, database: apsw.Connection) -> None:
         """Insert the row."""
         database.execute(
-            "INSERT INTO history (session_id, turn_id, seq, role, content, created_at) VALUES (?, ?, "
-            "(SELECT coalesce(max(seq) + 1, 0) FROM history WHERE session_id = ?), ?, ?, ?)",
+            "INSERT INTO history (session_id, turn_id, seq, role, content, created_at, mail) VALUES (?, ?, "
+            "(SELECT coalesce(max(seq) + 1, 0) FROM history WHERE session_id = ?), ?, ?, ?, ?)",
             (
                 self.session_id,
                 self.turn_id,
@@ -201,31 +202,59 @@ class AppendHistory:
                 self.role,
                 canonical_json(self.content).decode(),
                 self.created_at,
+                int(self.mail),
             ),
         )
 
 
+MAIL_TAKEN_BACK: Final = "The mail that was read here will be delivered again."
+"""What stands in the history for what `read_mailbox` returned in a turn that did not end well."""
+
+
 @dataclass(frozen=True, slots=True)
-class DropFirstMessage:
-    """Take the injected mail (the first message of a turn) out of the history again: it will be delivered anew."""
+class ForgetCarriedMail:
+    """Take the mail that a turn carried out of the history again: it will be delivered anew."""
 
     session_id: str
     turn_id: str
 
     def apply(self, database: apsw.Connection) -> None:
-        """Delete the row and close the gap; two steps, because a number may not stand twice even for a moment."""
-        row = database.execute(
-            "SELECT id, seq FROM history WHERE turn_id = ? ORDER BY seq LIMIT 1", (self.turn_id,)
-        ).fetchone()
-        if row is None:
-            return
-        database.execute("DELETE FROM history WHERE id = ?", (row[0],))
+        """Delete the injected message and close its gap; replace what `read_mailbox` returned."""
+        rows = database.execute(
+            "SELECT id, seq, content, mail FROM history WHERE turn_id = ? ORDER BY seq", (self.turn_id,)
+        ).fetchall()
+        calls: set[str] = set()
+        for number, _, text, _ in rows:
+            content = orjson.loads(str(text))
+            if _forget_results(content, calls):
+                database.execute(
+                    "UPDATE history SET content = ? WHERE id = ?", (canonical_json(content).decode(), number)
+                )
+        for number, seq, _, mail in rows:
+            if mail:
+                database.execute("DELETE FROM history WHERE id = ?", (number,))
+                self._close_gap(database, int(str(seq)))
+
+    def _close_gap(self, database: apsw.Connection, seq: int) -> None:
+        # Two steps, because a number may not stand twice even for a moment.
         database.execute(
-            "UPDATE history SET seq = -seq WHERE session_id = ? AND seq > ?", (self.session_id, row[1])
+            "UPDATE history SET seq = -seq WHERE session_id = ? AND seq > ?", (self.session_id, seq)
         )
         database.execute(
             "UPDATE history SET seq = -seq - 1 WHERE session_id = ? AND seq < 0", (self.session_id,)
         )
+
+
+def _forget_results(content: Any, calls: set[str]) -> bool:
+    """Note the `read_mailbox` calls of a message in `calls`; replace the results of those noted before."""
+    changed = False
+    for block in content if isinstance(content, list) else ():
+        if block.get("type") == "tool_use" and block.get("name") == "read_mailbox":
+            calls.add(block["id"])
+        elif block.get("type") == "tool_result" and block.get("tool_use_id") in calls:
+            block["content"] = MAIL_TAKEN_BACK
+            changed = True
+    return changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +304,10 @@ _TURN = (
 )
 
 
-def _turn_row(row: tuple[Any, ...]) -> TurnRow:
+def _turn_row(row: Any) -> TurnRow:
     usage = None if row[9] is None else orjson.loads(row[9])
-    return TurnRow(*row[:9], usage, row[10], row[11])
+    values: list[Any] = [*row[:9], usage, *row[10:]]
+    return TurnRow(*values)
 
 
 def find_session(database: apsw.Connection, session_key: str) -> SessionRow | None:

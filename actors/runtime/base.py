@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from protocol.events import Event
-from protocol.tiers import Acting
+from protocol.mounts import Mount
+from protocol.tiers import Acting, Tier
 
 Block = dict[str, Any]
 """A content block of the Messages API: text, image, thinking, redacted_thinking, tool_use, tool_result."""
@@ -72,13 +73,29 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Ceiling:
+    """What a child session may never exceed: the reach of its parent at the moment of the call.
+
+    `depth` is 1 for the child of a client's session. `hops` and `thread` are those of the mail that the parent
+    carries, so that a child continues the thread and does not begin a new one.
+    """
+
+    tier: Tier
+    mounts: tuple[Mount, ...]
+    depth: int
+    hops: int
+    thread: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class SessionIdentity:
-    """The session that a turn belongs to."""
+    """The session that a turn belongs to; `ceiling` bounds a child session."""
 
     session_id: str
     session_key: str
     acting: Acting
     model: str | None
+    ceiling: Ceiling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +103,8 @@ class TurnRequest:
     """What a backend needs for one turn.
 
     `system`: text parts in order, the stable ones first; `system_stable` says how many of them do not change from
-    turn to turn (they end at a prompt-cache breakpoint). `messages` alternate user and assistant and end with user.
+    turn to turn (they end at a prompt-cache breakpoint). `messages` are the history and then, from `own_from` on, the
+    turn's own; two of one role may follow each other, and the last is the user's.
     """
 
     turn_id: str
@@ -95,7 +113,7 @@ class TurnRequest:
     messages: Sequence[Message]
     tools: Sequence[ToolDefinition]
     model_calls_max: int
-    client: dict[str, Any] = field(default_factory=dict)
+    own_from: int = 0
 
 
 class TurnHost(Protocol):

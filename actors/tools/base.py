@@ -11,11 +11,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import apsw
+
 from actors.runtime.base import ToolDefinition
+from protocol.constitution import Limits
 from protocol.tiers import Acting, Tier
 
 if TYPE_CHECKING:
-    from store.mailbox import Mail
+    from protocol.roster import Roster
+    from store.clock import StrictClock
+    from store.mailbox import Mail, Reader
     from store.unit_of_work import Write
     from store.workspace import Workspace
 
@@ -25,13 +30,32 @@ class ToolOutcome:
     """What a call gives: text for the model, whether it is an error, and what is to be committed with it.
 
     `carried`: mail that the turn carries from now on. `sent`: mail whose recipients are to be told once committed.
+    `timed_out` is an error of its own kind in the ledger.
     """
 
     content: str
     is_error: bool = False
+    timed_out: bool = False
     writes: Sequence[Write] = ()
     carried: Sequence[Mail] = ()
     sent: Sequence[Mail] = ()
+
+    @property
+    def word(self) -> str:
+        """The ledger's word for the outcome: completed, error or timeout."""
+        if self.timed_out:
+            return "timeout"
+        return "error" if self.is_error else "completed"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolServices:
+    """What tools read beside the workspace: the store, the clock, and what the constitution of the moment says."""
+
+    database: apsw.Connection
+    clock: StrictClock
+    roster: Callable[[], Roster]
+    limits: Callable[[], Limits]
 
 
 @dataclass(slots=True)
@@ -39,8 +63,8 @@ class ToolContext:
     """Where a call runs: for whom, with which trust and reach, and the doors that it may use.
 
     `tier` and `workspace` are those in force at this moment of the turn. `hops` is the longest thread of mail that the
-    turn carries (0 if none). `store` reads; `run_child` runs a prompt in a child session of the same or lower reach
-    and returns its text.
+    turn carries (0 if none), `thread` that thread. `reader` is under whose addresses mail arrives here, or None. `services`
+    are the store and the roster; `run_child` runs a prompt in a child session of the same or lower reach.
     """
 
     call_id: str
@@ -48,11 +72,12 @@ class ToolContext:
     session_key: str
     turn_id: str
     acting: Acting
+    reader: Reader | None
     tier: Tier
     workspace: Workspace
     hops: int
     thread: str | None
-    services: Any
+    services: ToolServices
     run_child: Callable[[str, str | None], Awaitable[ToolOutcome]]
     output: Callable[[str], None] = field(default=lambda _text: None)
 

@@ -1,0 +1,58 @@
+"""A journal: what a session, or the daemon itself, is about to commit together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actors.kernel import Ref
+from actors.ledger_writer import commit
+from protocol.entry import Entry, make_entry
+from store.clock import StrictClock
+from store.ledger import AppendEntry
+from store.unit_of_work import Write
+
+
+class Journal:
+    """Collects writes and ledger entries of one producer until they are committed as one unit.
+
+    `entity_id` and `source` are session keys (`runner` for the daemon), `actor` the governed identity.
+    """
+
+    __slots__ = ("_pending", "_writer", "actor", "clock", "entity_id")
+
+    def __init__(self, writer: Ref, clock: StrictClock, *, entity_id: str, actor: str) -> None:
+        self._writer = writer
+        self._pending: list[Write] = []
+        self.clock = clock
+        self.entity_id = entity_id
+        self.actor = actor
+
+    def entry(self, quality: str, target: str, payload: dict[str, Any], parents: list[str]) -> Entry:
+        """Make an entry and let it join the next commit."""
+        entry = make_entry(
+            entity_id=self.entity_id,
+            target=target,
+            quality=quality,
+            timestamp=self.clock.stamp(),
+            source=self.entity_id,
+            actor=self.actor,
+            parents=parents,
+            payload=payload,
+        )
+        self._pending.append(AppendEntry(entry))
+        return entry
+
+    def add(self, *writes: Write) -> None:
+        """Let writes join the next commit."""
+        self._pending.extend(writes)
+
+    def withdraw(self) -> list[Write]:
+        """Take back what was to be committed, and return it."""
+        pending, self._pending = self._pending, []
+        return pending
+
+    async def commit(self) -> None:
+        """Commit what was collected; returns when it is durable. Raises like `actors.ledger_writer.commit`."""
+        pending = self.withdraw()
+        if pending:
+            await commit(self._writer, *pending)

@@ -1,0 +1,72 @@
+"""The registry: every standard tool by its name, and the one way to run one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import structlog
+
+from actors.runtime.base import ToolDefinition, ToolUse
+from actors.tools.base import Tool, ToolContext, ToolOutcome, check_arguments
+from protocol.errors import AgentRunnerError
+
+OUTPUT_CHARACTERS_MAX = 60_000
+"""A tool's text is cut at this length before it reaches the model."""
+
+_log = structlog.get_logger("tools")
+
+
+class Registry:
+    """The standard set, in the order in which it is offered."""
+
+    def __init__(self, tools: Iterable[Tool]) -> None:
+        self._tools = {tool.definition.name: tool for tool in tools}
+        self.path_arguments: Mapping[str, Mapping[str, str]] = {
+            name: tool.path_arguments for name, tool in self._tools.items() if tool.path_arguments
+        }
+
+    @property
+    def definitions(self) -> list[ToolDefinition]:
+        """The definitions of the standard set."""
+        return [tool.definition for tool in self._tools.values()]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tools
+
+    def changes_trust(self, name: str) -> bool:
+        """Return whether the outcome of a tool may lower the trust of the turn that called it."""
+        tool = self._tools.get(name)
+        return tool is not None and tool.changes_trust
+
+    async def run(self, use: ToolUse, context: ToolContext) -> ToolOutcome:
+        """Run a call that was let through; whatever goes wrong is an outcome with `is_error`."""
+        tool = self._tools.get(use.name)
+        if tool is None:
+            return ToolOutcome(
+                f"{use.name} is not executed by the runner: a client that brings tools of its own executes them. "
+                f"Use one of: {', '.join(self._tools)}.",
+                is_error=True,
+            )
+        problem = check_arguments(tool.definition, use.input)
+        if problem is not None:
+            return ToolOutcome(problem, is_error=True)
+        try:
+            outcome = await tool.run(use.input, context)
+        except (AgentRunnerError, OSError) as error:
+            _log.warning("tool failed", tool=use.name, session=context.session_key, error=str(error))
+            return ToolOutcome(f"{use.name} failed: {error}", is_error=True)
+        if len(outcome.content) > OUTPUT_CHARACTERS_MAX:
+            return _cut(outcome)
+        return outcome
+
+
+def _cut(outcome: ToolOutcome) -> ToolOutcome:
+    left_out = len(outcome.content) - OUTPUT_CHARACTERS_MAX
+    return ToolOutcome(
+        f"{outcome.content[:OUTPUT_CHARACTERS_MAX]}\n[{left_out} more characters are left out]",
+        outcome.is_error,
+        outcome.timed_out,
+        outcome.writes,
+        outcome.carried,
+        outcome.sent,
+    )
