@@ -107,15 +107,10 @@ def test_mandate_has_every_section_in_order_and_none_empty(agent: str) -> None:
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_mandate_says_first_who_it_is_for(agent: str) -> None:
-    title, opening = blocks_with_title(agent)
+    title, opening = mandate(agent).split("\n", 1)[0], blocks(mandate(agent))[0]
     name = agent.replace("-", " ?-?")
     assert re.match(rf"# (The )?{name}\b", title, re.IGNORECASE)
     assert re.match(rf"You are (the )?{name}\b", opening, re.IGNORECASE)
-
-
-def blocks_with_title(agent: str) -> tuple[str, str]:
-    text = mandate(agent)
-    return text.split("\n", 1)[0], blocks(text)[0]
 
 
 @pytest.mark.parametrize("agent", AGENTS)

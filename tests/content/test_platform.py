@@ -38,7 +38,9 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 def load(name: str) -> dict[str, Any]:
-    return yaml.load((PLATFORM / name).read_text(encoding="utf-8"), UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    text = (PLATFORM / name).read_text(encoding="utf-8")
+    content: dict[str, Any] = yaml.load(text, UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    return content
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,8 @@ def constitution() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def identities() -> list[dict[str, Any]]:
-    return load("roster.yaml")["identities"]
+    entries: list[dict[str, Any]] = load("roster.yaml")["identities"]
+    return entries
 
 
 def files() -> Iterator[str]:
