@@ -34,8 +34,8 @@ class Content:
     """What is in force: one consistent reading of platform/.
 
     `constitution_hash`, `rules_hash` and `roster_hash` are BLAKE3 (64 lowercase hex characters) of the bytes of
-    constitution.md, constitution.yaml and roster.yaml, `mandates_hash` that of the hashes of all mandates by id. `mandates` has the text of every identity that names a mandate and is not dead; `prose` is
-    constitution.md.
+    constitution.md, constitution.yaml and roster.yaml, `mandates_hash` that of the hashes of all mandates by id.
+    `mandates` has the text of every identity that names a mandate and is not dead; `prose` is constitution.md.
     """
 
     constitution: Constitution

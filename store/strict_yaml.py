@@ -29,12 +29,14 @@ class Node:
     """A value and the line (from 1) on which it begins.
 
     `value` is text, a number, a boolean, None, a list of nodes, or a mapping from key to `(line of the key, node)`.
-    `written` is how a scalar without quotes stands in the file (empty where nothing stands), else None.
+    `written` is how a scalar without quotes stands in the file (empty where nothing stands), else None. `is_refused`
+    says that the node itself was reported, so that its type is not reported too.
     """
 
     line: int
     value: Any
     written: str | None = None
+    is_refused: bool = False
 
     @property
     def is_absent(self) -> bool:
@@ -55,8 +57,33 @@ class Problems:
 
 
 def parse_yaml(text: str, problems: Problems) -> Node | None:
-    """Return the tree of the one document in `text`, or None where there is none; what is wrong goes to `problems`."""
-    events = _events(text, problems)
+    """Return the tree of the one document in `text`, or None where it cannot be read to its end.
+
+    What is wrong goes to `problems`. A tree may come with problems: the rest of it can then still be looked at.
+    """
+    root: Node | None = None
+    try:
+        root = _read_document(yaml.parse(text, Loader=_PARSER), problems)
+    except _TooDeepError:
+        return None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        problems.add(
+            line, "a character stands here that YAML does not allow", "Take the control character out."
+        )
+        return None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = 1 if mark is None else int(mark.line) + 1
+        what = " ".join(part for part in (error.context, error.problem) if part)
+        problems.add(line, f"this is not YAML: {what}", _syntax_fix(what, text, line))
+        return None
+    if root is None:
+        problems.add(None, "the file holds nothing", "Put back what it should hold, or copy the shipped one.")
+    return root
+
+
+def _read_document(events: Iterator[yaml.Event], problems: Problems) -> Node | None:
     root: Node | None = None
     documents = 0
     for event in events:
@@ -65,35 +92,16 @@ def parse_yaml(text: str, problems: Problems) -> Node | None:
             if event.version or event.tags:
                 problems.add(_line(event), "a % directive stands here", "Take the line out.")
             if documents > 1:
-                problems.add(
-                    _line(event), "a second document begins here", "Keep one document; take the `---` out."
-                )
+                fix = "Keep one document; take the `---` out."
+                problems.add(_line(event), "a second document begins here", fix)
                 return root
         elif isinstance(event, yaml.NodeEvent):
             root = _Builder(events, problems).node(event, 0)
-    if root is None and not problems.errors:
-        problems.add(None, "the file holds nothing", "Put back what it should hold, or copy the shipped one.")
     return root
 
 
 def _line(event: yaml.Event) -> int:
     return 1 if event.start_mark is None else int(event.start_mark.line) + 1
-
-
-def _events(text: str, problems: Problems) -> Iterator[yaml.Event]:
-    """Yield the events of the text up to its end, or up to where it stops being YAML."""
-    try:
-        yield from yaml.parse(text, Loader=_PARSER)
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        problems.add(
-            line, "a character stands here that YAML does not allow", "Take the control character out."
-        )
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = 1 if mark is None else int(mark.line) + 1
-        what = " ".join(part for part in (error.context, error.problem) if part)
-        problems.add(line, f"this is not YAML: {what}", _syntax_fix(what, text, line))
 
 
 _SYNTAX_FIXES: Final = (
@@ -118,6 +126,10 @@ def _syntax_fix(what: str, text: str, line: int) -> str:
     return next((fix for words, fix in _SYNTAX_FIXES if words in what), "Mend this line or the one above it.")
 
 
+class _TooDeepError(Exception):
+    """Reading stops here: what is nested so deep costs more than it can mean."""
+
+
 class _Builder:
     """Builds nodes out of events; each method takes the event that begins its node and reads up to its end."""
 
@@ -132,7 +144,7 @@ class _Builder:
             self._problems.add(
                 line, f"*{event.anchor} repeats what stands elsewhere", "Write it out, or put it in quotes."
             )
-            return Node(line, None)
+            return Node(line, None, is_refused=True)
         if event.anchor is not None:
             self._problems.add(
                 line, f"&{event.anchor} is an anchor", "Take it out, or put the text in quotes."
@@ -142,11 +154,8 @@ class _Builder:
                 line, f"{event.tag} is a tag", "Take it out: the type of a value follows from its place."
             )
         if depth > DEPTH_MAX:
-            self._problems.add(
-                line, f"this is nested deeper than {DEPTH_MAX} levels", "Nothing here needs that; flatten it."
-            )
-            self._skip(event)
-            return Node(line, None)
+            self._problems.add(line, f"this is nested deeper than {DEPTH_MAX} levels", "Flatten it.")
+            raise _TooDeepError
         if isinstance(event, yaml.ScalarEvent):
             return self._scalar(event)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -156,17 +165,15 @@ class _Builder:
     def _scalar(self, event: yaml.ScalarEvent) -> Node:
         if event.style:
             return Node(_line(event), event.value)
-        return Node(_line(event), self._plain(event.value, _line(event)), event.value)
-
-    def _plain(self, text: str, line: int) -> Any:
+        line, text = _line(event), event.value
         for pattern, problem, fix in _SURPRISES:
             if pattern.fullmatch(text):
                 self._problems.add(line, problem.format(text), fix.format(text))
-                return text
+                return Node(line, text, text, is_refused=True)
         for pattern, read in _READINGS:
             if pattern.fullmatch(text):
-                return read(text)
-        return text
+                return Node(line, read(text), text)
+        return Node(line, text, text)
 
     def _list(self, line: int, depth: int) -> Node:
         items = []
@@ -201,19 +208,6 @@ class _Builder:
             else:
                 entries[key.value] = (key.line, value)
         return Node(line, entries)
-
-    def _skip(self, event: yaml.Event) -> None:
-        open_count = 0
-        while True:
-            open_count += isinstance(event, yaml.CollectionStartEvent) - isinstance(
-                event, yaml.CollectionEndEvent
-            )
-            if open_count <= 0:
-                return
-            following = next(self._events, None)
-            if following is None:
-                return
-            event = following
 
 
 _QUOTE: Final = 'put it in quotes: "{0}".'

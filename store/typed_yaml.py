@@ -25,13 +25,12 @@ _KINDS: Final = {
 
 
 def to_typed(node: Node, wanted: type[Typed], problems: Problems) -> Typed | None:
-    """Return the node as an object of the msgspec struct `wanted`, or None where its shape is wrong.
+    """Return the node as an object of the msgspec struct `wanted`, or None where the file has problems.
 
     A key with nothing after it is never taken for null: who forgot the value of a condition would widen a rule.
     """
-    before = len(problems.errors)
     value = _Reader(problems).read(node, inspect.type_info(wanted), "the file")
-    if len(problems.errors) > before:
+    if problems.errors:
         return None
     try:
         return msgspec.convert(value, wanted)
@@ -62,6 +61,8 @@ class _Reader:
 
     def read(self, node: Node, wanted: inspect.Type, label: str) -> Any:
         """Return the plain value of the node; `label` is what a report calls it."""
+        if node.is_refused:
+            return None
         if node.is_absent:
             self._problems.add(node.line, f"{label} has no value", "Write one, or take the key out.")
             return None

@@ -73,7 +73,12 @@ def refusals(platform: Path) -> list[tuple[str, int | None, str, str]]:
         load_content(platform)
     error = caught.value
     first = error.errors[0]
-    assert (error.path, error.line, error.problem, error.fix) == (first.path, first.line, first.problem, first.fix)
+    assert (error.path, error.line, error.problem, error.fix) == (
+        first.path,
+        first.line,
+        first.problem,
+        first.fix,
+    )
     for each in error.errors:
         assert re.match(r"[A-Z`].*\.$", each.fix), f"not a sentence: {each.fix!r}"
         assert not each.problem.endswith("."), each.problem
@@ -189,7 +194,11 @@ def test_a_key_that_is_a_boolean_to_some_is_refused(platform):
 
 @pytest.mark.parametrize(
     ("written", "found"),
-    [("1.10", "`1.10`, which is a number"), ("8", "`8`, which is a number"), ("true", "`true`, which is a boolean")],
+    [
+        ("1.10", "`1.10`, which is a number"),
+        ("8", "`8`, which is a number"),
+        ("true", "`true`, which is a boolean"),
+    ],
 )
 def test_a_number_or_boolean_where_text_is_expected_is_refused(platform, written, found):
     text = RULES.replace("Ask cora.", written)
@@ -205,19 +214,55 @@ def test_a_number_or_boolean_where_text_is_expected_is_refused(platform, written
         ("limits:", "lmits:", "lmits", "no key `lmits`", "Did you mean limits?"),
         ("agent_trust", "trust", "trust: unknown", "`condition` has no key `trust`", "tool_name_matches"),
         ("    verdict: allowed\n", "", "the-rest", "lacks the key `verdict`", "verdict:"),
-        ("verdict: allowed", "verdict: allow", "verdict: allow", "`verdict` cannot be `allow`", "Did you mean allowed?"),
-        ("unknown", "guest", "guest", "`agent_trust` cannot be `guest`", "unknown, registered, standing"),
-        ("agent_trust: unknown", "agent_trust:", "agent_trust:", "`agent_trust` has no value", "take the key out"),
+        (
+            "verdict: allowed",
+            "verdict: allow",
+            "verdict: allow",
+            "`verdict` cannot be `allow`",
+            "Did you mean allowed?",
+        ),
+        (
+            "unknown",
+            "guest",
+            "agent_trust: guest",
+            "`agent_trust` cannot be `guest`",
+            "unknown, registered, standing",
+        ),
+        (
+            "agent_trust: unknown",
+            "agent_trust:",
+            "agent_trust:",
+            "`agent_trust` has no value",
+            "take the key out",
+        ),
         ("[bash]", "bash", "bash", "`tool_name_matches` must be a list", "[bash]"),
         ("[bash]", "[bash, 1.10]", "1.10", "item 2 of `tool_name_matches` must be text", '"1.10"'),
         ("[bash]", "[]", "tool_name_matches: []", "can never match", "leave tool_name_matches out"),
         ("[bash]", '[""]', '[""]', "no tool has an empty name", "Name a tool"),
         ("[bash]", "['ba[sh]']", "ba[sh]", "brackets and braces", "one by one"),
         ("condition: {}", "condition: # all", "# all", "`condition` has no value", "Write one"),
-        ("condition: {}", "condition: []", "condition: []", "`condition` must be a mapping, not a list", "agent_trust"),
-        ("condition: {}", "condition: {argument_matches: {}}", "argument_matches", "is empty", "leave argument_matches"),
+        (
+            "condition: {}",
+            "condition: []",
+            "condition: []",
+            "`condition` must be a mapping, not a list",
+            "agent_trust",
+        ),
+        (
+            "condition: {}",
+            "condition: {argument_matches: {}}",
+            "argument_matches",
+            "is empty",
+            "leave argument_matches",
+        ),
         ("condition: {}", "condition: {argument_matches: {a: b**}}", "b**", "must stand alone", "Write *"),
-        ("condition: {}", "condition: {argument_matches: {to: 5}}", "{to: 5}", "`to` of `argument_matches`", '"5"'),
+        (
+            "condition: {}",
+            "condition: {argument_matches: {to: 5}}",
+            "{to: 5}",
+            "`to` of `argument_matches`",
+            '"5"',
+        ),
         ("the-rest", "no-shell-for-guests", "- name: no-shell", "two rules are named", "name of its own"),
         ("the-rest", "workspace-boundary", "workspace-boundary", "is taken", "another name"),
         ("the-rest", '"the\\trest"', "trest", "do not print", "hyphens"),
@@ -293,7 +338,9 @@ def test_deep_nesting_is_refused_and_does_not_overflow(platform):
 
 def test_all_faults_of_all_files_are_reported_together(platform):
     (platform / "constitution.md").unlink()
-    (platform / "constitution.yaml").write_text(RULES.replace("blocked", "no").replace("queued_turns: 4", "turns: 4"))
+    (platform / "constitution.yaml").write_text(
+        RULES.replace("blocked", "no").replace("queued_turns: 4", "turns: 4")
+    )
     (platform / "roster.yaml").write_text(ROSTER.replace("kind: user", "kind: person"))
     found = refusals(platform)
     assert [(name, line) for name, line, _, _ in found] == [
@@ -382,7 +429,13 @@ ROSTER_FAULTS = [
     ("role: steward", "role: ann", 5, "is also the id of another identity", "another word"),
     ("role: steward", "role: all", 5, "'all' is reserved", "another word"),
     ("[on-call]", "[On Call]", 9, "'On Call' is not a tag", "lower-case"),
-    ("kind: user\n    state: live", "kind: user\n    state: asleep", 12, "`state` cannot be `asleep`", "dead, frozen, live"),
+    (
+        "kind: user\n    state: live",
+        "kind: user\n    state: asleep",
+        12,
+        "`state` cannot be `asleep`",
+        "dead, frozen, live",
+    ),
     ("kind: user", "kind: human", 11, "`kind` cannot be `human`", "role, user"),
     ("model: null", "model:", 6, "`model` has no value", "take the key out"),
     ("model: null", "model: 4.5", 6, "`model` must be text", '"4.5"'),
@@ -397,12 +450,14 @@ ROSTER_FAULTS = [
 @pytest.mark.parametrize(("old", "new", "line", "problem", "fix"), ROSTER_FAULTS)
 def test_a_fault_in_the_roster_is_refused_with_its_line_and_fix(platform, old, new, line, problem, fix):
     (platform / "roster.yaml").write_text(ROSTER.replace(old, new))
-    assert any(
-        at == line and problem in what and fix in how for _, at, what, how in refusals(platform)
-    ), refusals(platform)
+    assert any(at == line and problem in what and fix in how for _, at, what, how in refusals(platform)), (
+        refusals(platform)
+    )
 
 
-@pytest.mark.parametrize(("data", "problem"), [(b"", "the file is empty"), (b"\xff", "byte 0xff is not UTF-8")])
+@pytest.mark.parametrize(
+    ("data", "problem"), [(b"", "the file is empty"), (b"\xff", "byte 0xff is not UTF-8")]
+)
 def test_a_mandate_that_holds_no_text_is_refused(platform, data, problem):
     (platform / "mandates" / "reed.md").write_bytes(data)
     ((name, _, what, _),) = refusals(platform)
