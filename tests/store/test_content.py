@@ -281,7 +281,7 @@ def test_a_number_or_boolean_where_text_is_expected_is_refused(platform, written
         ("tool_rules:", "---\ntool_rules:\n---\na: b\n---", "---\na: b", "second document", "Keep one"),
     ],
 )
-def test_a_fault_is_refused_with_its_line_and_fix(platform, old, new, at, problem, fix):
+def test_a_fault_is_refused_with_its_line_and_fix(platform, *, old, new, at, problem, fix):
     text = RULES.replace(old, new)
     assert text != RULES
     (platform / "constitution.yaml").write_text(text)
@@ -346,7 +346,6 @@ def test_all_faults_of_all_files_are_reported_together(platform):
     assert [(name, line) for name, line, _, _ in found] == [
         ("constitution.md", None),
         ("constitution.yaml", 6),
-        ("constitution.yaml", 6),
         ("constitution.yaml", 13),
         ("roster.yaml", 11),
     ]
@@ -363,7 +362,7 @@ def test_all_faults_of_all_files_are_reported_together(platform):
         (b"x" * (SIZE_MAX + 1), None, "larger than 1048576 bytes", "Shorten it."),
     ],
 )
-def test_a_file_that_holds_no_text_is_refused(platform, name, data, line, problem, fix):
+def test_a_file_that_holds_no_text_is_refused(platform, *, name, data, line, problem, fix):
     (platform / name).unlink()
     if data is not None:
         (platform / name).write_bytes(data)
@@ -448,7 +447,7 @@ ROSTER_FAULTS = [
 
 
 @pytest.mark.parametrize(("old", "new", "line", "problem", "fix"), ROSTER_FAULTS)
-def test_a_fault_in_the_roster_is_refused_with_its_line_and_fix(platform, old, new, line, problem, fix):
+def test_a_fault_in_the_roster_is_refused_with_its_line_and_fix(platform, *, old, new, line, problem, fix):
     (platform / "roster.yaml").write_text(ROSTER.replace(old, new))
     assert any(at == line and problem in what and fix in how for _, at, what, how in refusals(platform)), (
         refusals(platform)
