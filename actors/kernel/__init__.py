@@ -1,0 +1,71 @@
+"""pykka's actors on trio tasks, supervised as Erlang/OTP does it; knows nothing of what is built on it."""
+
+from actors.kernel.actor import Actor
+from actors.kernel.child import AutoShutdown, Backoff, ChildSpec, Intensity, Restart, Strategy
+from actors.kernel.errors import (
+    ActorDeadError,
+    ActorParkedError,
+    AlreadyAnsweredError,
+    AskCycleError,
+    AskTimeoutError,
+    ChildExistsError,
+    ChildStartError,
+    ChildStuckError,
+    KernelError,
+    LinkedExitError,
+    MailboxFullError,
+    RestartIntensityError,
+    RootFailedError,
+    SupervisionError,
+    TooManyChildrenError,
+    UnknownChildError,
+)
+from actors.kernel.mailbox import Future, Overflow, Refusal
+from actors.kernel.ref import Ref
+from actors.kernel.signals import Down, Exit, ExitKind, ExitReason
+from actors.kernel.supervisor import DynamicSupervisor, Supervisor, SupervisorRef
+from actors.kernel.system import DeadLetter, DeadLetters, System, open_system, run
+from actors.kernel.tree import TreeNode
+
+__all__ = [
+    "Actor",
+    "ActorDeadError",
+    "ActorParkedError",
+    "AlreadyAnsweredError",
+    "AskCycleError",
+    "AskTimeoutError",
+    "AutoShutdown",
+    "Backoff",
+    "ChildExistsError",
+    "ChildSpec",
+    "ChildStartError",
+    "ChildStuckError",
+    "DeadLetter",
+    "DeadLetters",
+    "Down",
+    "DynamicSupervisor",
+    "Exit",
+    "ExitKind",
+    "ExitReason",
+    "Future",
+    "Intensity",
+    "KernelError",
+    "LinkedExitError",
+    "MailboxFullError",
+    "Overflow",
+    "Ref",
+    "Refusal",
+    "Restart",
+    "RestartIntensityError",
+    "RootFailedError",
+    "Strategy",
+    "SupervisionError",
+    "Supervisor",
+    "SupervisorRef",
+    "System",
+    "TooManyChildrenError",
+    "TreeNode",
+    "UnknownChildError",
+    "open_system",
+    "run",
+]
