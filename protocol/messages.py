@@ -183,7 +183,8 @@ class MessageStream:
         self._call_ids.add(call_id)
 
     def _delta(self, fields: dict[str, Any]) -> list[Event | BlockEnded]:
-        opened = self._open.get(fields.get("index", -1))
+        index = fields.get("index")
+        opened = self._open.get(index) if type(index) is int else None
         if opened is None:
             raise _broken("sent a piece of a content block that it had not begun")
         delta = _object(fields, "delta")
@@ -216,7 +217,8 @@ class MessageStream:
             opened.understood = False
 
     def _stop_block(self, fields: dict[str, Any]) -> list[Event | BlockEnded]:
-        opened = self._open.pop(fields.get("index", -1), None)
+        index = fields.get("index")
+        opened = self._open.pop(index, None) if type(index) is int else None
         if opened is None:
             raise _broken("ended a content block that it had not begun")
         block, written = opened.fields, "".join(opened.pieces)

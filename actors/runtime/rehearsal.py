@@ -160,7 +160,7 @@ class Answer:
                 command.delay_s,
             )
         elif isinstance(command, Introduce):
-            yield from self._text(f"My mandate begins: “{_mandate_heading(self._payload)}”.")
+            yield from self._text(_introduction(self._payload))
         elif isinstance(command, ListTools):
             names = ", ".join(self._offered) or "none"
             yield from self._text(f"I was offered these tools: {names}.")
@@ -288,13 +288,18 @@ def _call_label(call: Block) -> str:
     return f"{name} {excerpt(first, 60)}" if isinstance(first, str) and first else name
 
 
-def _mandate_heading(payload: Payload) -> str:
+def _introduction(payload: Payload) -> str:
+    """Quote what the system prompt says of who speaks: the first heading of the first rank is the mandate's."""
     lines = [line.strip() for part in payload.get("system", []) for line in part["text"].splitlines()]
-    headings = [line for line in lines if line.startswith("# ")] or [
-        line for line in lines if line.startswith("#")
-    ]
-    first = (headings or [line for line in lines if line] or ["(no mandate)"])[0]
-    return excerpt(first.lstrip("#").strip(), 120)
+    headings = [line for line in lines if line.startswith("# ")]
+    if headings:
+        return f"My mandate begins: “{excerpt(headings[0].lstrip('# '), 120)}”."
+    first = next((line for line in lines if line), "")
+    return (
+        f"My mandate has no heading; my instructions begin: “{excerpt(first, 120)}”."
+        if first
+        else "I have no mandate."
+    )
 
 
 def _event(kind: str, **fields: Any) -> bytes:

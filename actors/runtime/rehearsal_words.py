@@ -139,7 +139,7 @@ _WORDS: Final[list[tuple[str, Callable[[re.Match[str]], Command]]]] = [
         lambda m: call("write_file", {"path": _unquoted(m["path"]), "content": m["content"]}),
     ),
     (
-        rf"edit {_FILE}: ?(?P<old>.+?) -> (?P<new>.*)",
+        rf"edit {_FILE}: ?(?P<old>.+?) -> ?(?P<new>.*)",
         lambda m: call("edit_file", {"path": _unquoted(m["path"]), "old": m["old"], "new": m["new"]}),
     ),
     (r"mail (?P<to>[^\s:]+(?::[^\s:]+)?)(?: about (?P<subject>[^:\n]+))?: ?(?P<body>.+)", _mail),
