@@ -63,7 +63,7 @@ class LedgerWriter(Actor):
         self._database = await trio.to_thread.run_sync(self._open)
         self.start_task(self._commit_for_ever, name="group commit")
 
-    async def on_receive(self, message: Commit) -> Any:
+    async def on_receive(self, message: Commit) -> None:
         """Put the unit before the disk; its asker is answered when it is durable."""
         while len(self._waiting) >= WAITING_MAX:
             self._room = trio.Event()
@@ -71,7 +71,6 @@ class LedgerWriter(Actor):
         future = self.reply_later()
         self._waiting.append((message.unit, future))
         self._arrived.set()
-        return future
 
     async def on_stop(self) -> None:
         """Commit what is waiting, then fold the log into the database and close it."""
@@ -98,7 +97,7 @@ class LedgerWriter(Actor):
         self._count(outcomes)
         for (_, future), outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
-                future.set_exception((type(outcome), outcome, outcome.__traceback__))
+                future.set_exception(outcome)
             else:
                 future.set(outcome)
         self._room.set()

@@ -18,7 +18,7 @@ from actors.tools.base import ToolOutcome
 from protocol.canonical import hash_of
 from protocol.entry import Entry
 from protocol.errors import CanonicalError
-from protocol.events import Event, LedgerAppend, ToolResult
+from protocol.events import Event, LedgerAppend, ToolResult, TurnStarted
 from store.clock import rfc3339
 from store.mailbox import Mail, SettleMail
 from store.sessions import AddUsage, AppendHistory, BeginTurn, EndTurn, ForgetCarriedMail
@@ -64,6 +64,7 @@ class Turn:
     _all_blocks: list[Block] = field(default_factory=list)
     _results: list[Block] = field(default_factory=list)
     _results_kept: bool = False
+    _forgotten: bool = False
     _open: dict[str, OpenCall] = field(default_factory=dict)
     _unanswered: dict[str, None] = field(default_factory=dict)
 
@@ -124,6 +125,16 @@ class Turn:
         self.began = True
         self.carried.extend(carried)
         self.messages.extend(messages)
+        self.announce_start()
+
+    def announce_start(self) -> None:
+        """Emit the first event, which names the turn."""
+        self.emit(TurnStarted(self.id))
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether a part of its messages was taken out of the history again: carried mail that it did not settle."""
+        return self._forgotten
 
     def close_message(self) -> None:
         """Let the assistant's blocks since the last call join the history as one message, at the next commit."""
@@ -247,6 +258,7 @@ class Turn:
         settled = status in ("complete", "cancelled")
         if not settled and self.carried:
             self.journal.add(ForgetCarriedMail(self.identity.session_id, self.id))
+            self._forgotten = True
         self.journal.add(
             SettleMail(self.id, completed if settled else None),
             EndTurn(

@@ -316,6 +316,26 @@ def find_session(database: apsw.Connection, session_key: str) -> SessionRow | No
     return None if row is None else SessionRow(*row)
 
 
+def find_session_by_id(database: apsw.Connection, identifier: str) -> SessionRow | None:
+    """Return a session by its id, or None."""
+    row = database.execute(f"{_SESSION} WHERE id = ?", (identifier,)).fetchone()
+    return None if row is None else SessionRow(*row)
+
+
+def idle_session_keys(database: apsw.Connection, since: str) -> list[str]:
+    """Return the keys of the open `domain` sessions that were last active at `since` (RFC 3339) or before."""
+    rows = database.execute(
+        "SELECT session_key FROM sessions WHERE mode = 'domain' AND state != 'closed' AND last_activity <= ?", (since,)
+    )
+    return [str(row[0]) for row in rows]
+
+
+def count_open_sessions(database: apsw.Connection, *, running: bool = False) -> int:
+    """Return how many sessions are not closed, or how many are running."""
+    condition = "state = 'running'" if running else "state != 'closed'"
+    return int(database.execute(f"SELECT count(*) FROM sessions WHERE {condition}").get)
+
+
 def list_sessions(database: apsw.Connection, *, state: str | None = None) -> list[SessionRow]:
     """Return the sessions (of one state, if given), newest activity first."""
     where, values = ("", ()) if state is None else (" WHERE state = ?", (state,))
@@ -368,6 +388,14 @@ def history_of(
         rows.append(HistoryRow(turn, seq, role, orjson.loads(content), created_at))
     rows.reverse()
     return rows
+
+
+def history_of_turn(database: apsw.Connection, turn: str) -> list[HistoryRow]:
+    """Return the messages of one turn in order."""
+    rows = database.execute(
+        "SELECT turn_id, seq, role, content, created_at FROM history WHERE turn_id = ? ORDER BY seq", (turn,)
+    )
+    return [HistoryRow(found, seq, role, orjson.loads(content), at) for found, seq, role, content, at in rows]
 
 
 def tokens_spent(database: apsw.Connection, agent: str, day: str) -> int:

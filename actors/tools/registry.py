@@ -8,12 +8,32 @@ import structlog
 
 from actors.runtime.base import ToolDefinition, ToolUse
 from actors.tools.base import Tool, ToolContext, ToolOutcome, check_arguments
+from actors.tools.board import PostToBoard, ReadBoard
+from actors.tools.files import EditFile, ListFiles, ReadFile, Search, WriteFile
+from actors.tools.mail import ReadMailbox, SendMessage
+from actors.tools.subagent import SpawnSubagent
 from protocol.errors import AgentRunnerError
 
 OUTPUT_CHARACTERS_MAX = 60_000
 """A tool's text is cut at this length before it reaches the model."""
 
 _log = structlog.get_logger("tools")
+
+
+def standard_tools() -> list[Tool]:
+    """Return the standard set (section 7 of the specification), in the order in which it is offered."""
+    return [
+        ReadFile(),
+        ListFiles(),
+        Search(),
+        WriteFile(),
+        EditFile(),
+        SendMessage(),
+        ReadMailbox(),
+        ReadBoard(),
+        PostToBoard(),
+        SpawnSubagent(),
+    ]
 
 
 class Registry:

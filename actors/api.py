@@ -1,0 +1,172 @@
+"""What the runner does for those who connect: each method of the native protocol, carried out."""
+
+from __future__ import annotations
+
+import hmac
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import apsw
+
+from actors.court import Reload, Reloaded
+from actors.directory import Directory, ask, new_future, run_turn
+from actors.kernel import Ref
+from actors.ledger_writer import commit
+from actors.overview import Overview
+from actors.runtime.base import ToolDefinition
+from actors.service import Emit
+from actors.service import Caller as Connected
+from actors.session_messages import Caller, Cancel, Close, Init, RunTurn, Status
+from actors.sessions import SessionServices
+from actors.tools.mail import RecipientError, check_recipient, check_text
+from protocol.acting import OPERATOR
+from protocol.errors import RequestError
+from protocol.native import frames
+from protocol.native.frames import Params
+from protocol.roster import tier_of
+from protocol.tiers import Tier
+from store.board import TEXT_CHARACTERS_MAX, Post, PostBoard, fold
+from store.mailbox import SendMail, compose, find_mail
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """The parts of the daemon that requests go to."""
+
+    directory: Directory
+    court: Callable[[], Ref]
+    services: Callable[[], SessionServices]
+    database: Callable[[], apsw.Connection]
+    overview: Overview
+
+
+class Api:
+    """Carries out requests; implements `actors.service.Service`."""
+
+    def __init__(self, doors: Doors, operator_token: str) -> None:
+        self._doors = doors
+        self._token = operator_token.encode()
+
+    def authenticate(self, token: str) -> str | None:
+        """Return `operator` for the operator's token, None for any other; compared in constant time."""
+        return OPERATOR if hmac.compare_digest(token.encode("utf-8", "replace"), self._token) else None
+
+    def connection_closed(self, connection_id: str) -> None:
+        """Nothing is kept for a connection: ids are never used again, so those in a session's openers prove nothing."""
+        del connection_id
+
+    async def call(self, caller: Connected, method: str, params: Params, emit: Emit) -> dict[str, Any]:
+        """Carry out one request; see `actors.service.Service.call`."""
+        del method
+        who = Caller(caller.identity, caller.connection_id, caller.authenticated, params.session_token)
+        match params:
+            case frames.TurnRun():
+                return await self._run_turn(who, params, emit)
+            case frames.SessionInit():
+                return await self._init(who, params)
+            case frames.SessionCancel():
+                return await self._ask_session(params.session_key, Cancel(who))
+            case frames.SessionClose():
+                return await self._ask_session(params.session_key, Close(who, params.reason))
+            case frames.SessionStatus():
+                return await self._ask_session(params.session_key, Status(who))
+            case frames.ToolAnswer():
+                await self._ask_session(params.session_key, Status(who))
+                raise RequestError("unknown_tool_call", f"no call {params.id!r} waits for a result in this session")
+            case frames.RunnerStatus():
+                return self._doors.overview.status()
+            case frames.AgentsList():
+                return {"agents": self._doors.overview.agents()}
+            case frames.RunnerReload():
+                reloaded: Reloaded = await self._doors.court().ask(Reload())
+                return {"changed": reloaded.changed, "problem": reloaded.problem}
+            case frames.MailSend():
+                return await self._send_mail(params)
+            case frames.BoardPost():
+                return await self._post(params)
+        raise RequestError("unknown_method", f"{type(params).__name__} is not carried out here")
+
+    # --- sessions
+
+    async def _session(self, key: str) -> Ref:
+        ref = await self._doors.directory.find(key)
+        if ref is None:
+            raise RequestError("unknown_session", f"there is no session {key!r}; open one with session.init")
+        return ref
+
+    async def _ask_session(self, key: str, message: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = await ask(await self._session(key), message)
+        return answer
+
+    async def _init(self, who: Caller, params: frames.SessionInit) -> dict[str, Any]:
+        key = params.session_key or f"{params.agent_id}:ws:{uuid.uuid4()}"
+        ref = await self._doors.directory.open(key)
+        answer: dict[str, Any] = await ask(ref, Init(who, params.agent_id, params.model, params.mode))
+        return answer
+
+    async def _run_turn(self, who: Caller, params: frames.TurnRun, emit: Emit) -> dict[str, Any]:
+        if params.execute is not None:
+            raise RequestError("invalid_params", "`params.execute`: this runner executes tools itself; leave it out")
+        ref = await self._session(params.session_key)
+        messages = (
+            [{"role": "user", "content": params.message}]
+            if params.messages is None
+            else [message.plain() for message in params.messages]
+        )
+        tools = (
+            None
+            if params.tools is None
+            else [ToolDefinition(tool.name, tool.description, tool.input_schema) for tool in params.tools]
+        )
+        message = RunTurn(who, messages, params.system, tools, emit, new_future())
+        status, turn = await run_turn(ref, message)
+        return {"status": status, "turn_id": turn}
+
+    # --- the operator's own methods
+
+    async def _send_mail(self, params: frames.MailSend) -> dict[str, Any]:
+        services = self._doors.services()
+        roster = services.enacted.content.roster
+        problem = check_text(params.subject, params.body)
+        if problem is not None:
+            raise RequestError("invalid_params", f"`params.body`: {problem}")
+        try:
+            to_role = check_recipient(roster, params.to)
+        except RecipientError as error:
+            raise RequestError("invalid_params", f"`params.to`: {error}") from error
+        sender = params.sender or OPERATOR
+        identity = roster.get(sender)
+        if sender != OPERATOR and identity is None:
+            raise RequestError("invalid_params", f"`params.sender`: {sender!r} is not in the roster")
+        above = None if params.thread is None else find_mail(self._doors.database(), params.thread)
+        if params.thread is not None and above is None:
+            raise RequestError("invalid_params", f"`params.thread`: there is no message {params.thread!r}")
+        mail = compose(
+            sender=sender,
+            recipient=params.to,
+            subject=params.subject,
+            body=params.body,
+            moment=services.clock.moment(),
+            tier=Tier.STANDING if sender == OPERATOR else tier_of(identity),
+            thread=None if above is None else above.thread,
+            to_role=to_role,
+        )
+        await commit(services.writer, SendMail(mail))
+        services.announce([mail])
+        return {"id": mail.id}
+
+    async def _post(self, params: frames.BoardPost) -> dict[str, Any]:
+        services = self._doors.services()
+        text = fold(params.text)
+        if not text or len(text) > TEXT_CHARACTERS_MAX:
+            raise RequestError(
+                "invalid_params", f"`params.text`: a line has 1 to {TEXT_CHARACTERS_MAX} characters, this has {len(text)}"
+            )
+        agent = params.agent or OPERATOR
+        if agent != OPERATOR and services.enacted.content.roster.get(agent) is None:
+            raise RequestError("invalid_params", f"`params.agent`: {agent!r} is not in the roster")
+        post = Post(agent, text, services.clock.stamp())
+        await commit(services.writer, PostBoard(post))
+        return {"line": post.line}

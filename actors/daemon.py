@@ -1,0 +1,359 @@
+"""The daemon: the supervisor tree, top to bottom, and how it begins and ends.
+
+    daemon (rest_for_one)
+    ├─ ledger_writer          permanent; nothing governed runs without it
+    ├─ court                  permanent; holds the enacted constitution
+    ├─ sessions (dynamic)     a child per session key, transient
+    ├─ standing (one_for_one) a permanent child per standing agent
+    ├─ heartbeat              permanent; sweeps for missed mail
+    ├─ evictor                permanent; closes idle sessions
+    └─ gateway (one_for_one)  connections (dynamic) and the listener
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+import apsw
+import structlog
+import trio
+
+from actors.api import Api, Doors
+from actors.court import Court, Enacted, Reload
+from actors.directory import Directory, SessionSupervisor
+from actors.gateway import Gateway
+from actors.heartbeat import Evictor, Heartbeat
+from actors.journal import Journal
+from actors.kernel import (
+    ActorDeadError,
+    ChildSpec,
+    ChildStartError,
+    Intensity,
+    MailboxFullError,
+    Ref,
+    RootFailedError,
+    Strategy,
+    Supervisor,
+    SupervisorRef,
+    System,
+    open_system,
+)
+from actors.ledger_writer import LedgerWriter, WriterFigures
+from actors.overview import Overview
+from actors.runtime.anthropic import AnthropicRuntime
+from actors.runtime.base import AgentRuntime
+from actors.runtime.constitutional import ConstitutionalRuntime
+from actors.runtime.rehearsal import RehearsalRuntime
+from actors.sessions import SessionServices
+from actors.standing import (
+    LookForMail,
+    RosterEnacted,
+    StandingAgent,
+    StandingMemory,
+    StandingSupervisor,
+)
+from actors.subagents import Subagents
+from actors.tools.base import ToolServices
+from actors.tools.registry import Registry, standard_tools
+from protocol.acting import RUNNER
+from protocol.errors import AgentRunnerError, ConfigurationError
+from store.clock import StrictClock
+from store.content import Content, load_content
+from store.database import open_reader, open_writer
+from store.ledger import last_timestamp
+from store.mailbox import Mail
+from store.root import Lock, Root, RunnerFile, checked_platform, lay_out, session_secret
+from store.workspace import Protected
+
+DRAIN_S: Final = 10.0
+"""How long turns may go on after the first SIGTERM."""
+
+RESTART_EXPECTED_MS: Final = 5_000
+
+_log = structlog.get_logger("daemon")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a daemon is run; `ttl_min` and `heartbeat_interval_s` may be fractions."""
+
+    root: Root
+    bind: str = "127.0.0.1"
+    port: int = 18789
+    backend: str = "auto"
+    ttl_min: float = 30.0
+    heartbeat_interval_s: float = 300.0
+    heartbeat: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What the ready line says."""
+
+    url: str
+    backend: str
+    model: str | None
+    agents: int
+    pid: int
+
+
+def choose_backend(name: str) -> AgentRuntime:
+    """Return the backend of a name; `auto` is anthropic where ANTHROPIC_API_KEY is set, else rehearsal.
+
+    Raises ConfigurationError for another name, or for settings that the backend cannot use.
+    """
+    if name == "auto":
+        name = "anthropic" if os.environ.get("ANTHROPIC_API_KEY", "").strip() else "rehearsal"
+    if name == "anthropic":
+        return AnthropicRuntime.from_environment()
+    if name == "rehearsal":
+        return RehearsalRuntime()
+    raise ConfigurationError("--backend", None, f"{name!r} is not a backend", "Use auto, anthropic or rehearsal.")
+
+
+class Trunk(Supervisor):
+    """The root of the tree; it lets its children find each other through `wiring`."""
+
+    def __init__(self, wiring: Wiring, children: Sequence[ChildSpec]) -> None:
+        super().__init__(children, strategy=Strategy.REST_FOR_ONE, intensity=Intensity(5, 60.0))
+        self._wiring = wiring
+
+    async def on_start(self) -> None:
+        """Publish the address under which the children are found."""
+        ref = self.ref
+        if isinstance(ref, SupervisorRef):
+            self._wiring.trunk = ref
+            self._wiring.system = ref.system
+
+
+@dataclass
+class Wiring:
+    """Every part of one daemon, and how the parts find each other; built anew for each run."""
+
+    settings: Settings
+    content: Content
+    backend: AgentRuntime
+    trunk: SupervisorRef = field(init=False)
+    system: System = field(init=False)
+    figures: WriterFigures = field(default_factory=WriterFigures)
+    memories: dict[str, StandingMemory] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.enacted = Enacted(self.content)
+        self.directory = Directory(lambda: self.trunk.supervisor("sessions"), lambda: self.services)
+        self.subagents = Subagents(lambda: self.directory)
+        self.enacted.listeners.append(self._roster_enacted)
+
+    # --- what lasts
+
+    @cached_property
+    def database(self) -> apsw.Connection:
+        """The connection that the loop reads with; the file exists once the ledger writer has started."""
+        return open_reader(self.settings.root.database)
+
+    @cached_property
+    def clock(self) -> StrictClock:
+        """The clock of the ledger, which goes on behind its last entry."""
+        return StrictClock(last_timestamp(self.database))
+
+    @cached_property
+    def began_at(self) -> str:
+        """When this run began (RFC 3339)."""
+        return self.clock.stamp()
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The standard tools."""
+        return Registry(standard_tools())
+
+    @cached_property
+    def services(self) -> SessionServices:
+        """What sessions work with."""
+        root = self.settings.root
+        runtime = ConstitutionalRuntime(
+            self.backend,
+            enacted=self.enacted,
+            registry=self.registry,
+            database=self.database,
+            root=root.path,
+            protected=Protected(root.path),
+            services=ToolServices(
+                self.database,
+                self.clock,
+                lambda: self.enacted.content.roster,
+                lambda: self.enacted.content.constitution.limits,
+            ),
+        )
+        return SessionServices(
+            writer=self.writer,
+            clock=self.clock,
+            enacted=self.enacted,
+            runtime=runtime,
+            registry=self.registry,
+            database=self.database,
+            secret=session_secret(root),
+            tokens_limited=self.backend.name != "rehearsal",
+            announce=self.announce,
+            run_child=self.subagents.run,
+        )
+
+    # --- who lives
+
+    @property
+    def writer(self) -> Ref:
+        """The ledger writer."""
+        return self._child("ledger_writer")
+
+    @property
+    def court(self) -> Ref:
+        """The policy court."""
+        return self._child("court")
+
+    @property
+    def standing(self) -> SupervisorRef:
+        """The supervisor of the standing agents."""
+        return self.trunk.supervisor("standing")
+
+    def _child(self, name: str) -> Ref:
+        ref = self.trunk.child(name)
+        if ref is None:
+            raise ActorDeadError(f"the daemon has no {name}")
+        return ref
+
+    def announce(self, mails: Sequence[Mail]) -> None:
+        """Wake those to whom mail was sent; called when it is durable."""
+        roster = self.enacted.content.roster
+        for name in {identity.id for mail in mails for identity in roster.resolve(mail.recipient)}:
+            ref = self.standing.child(name)
+            if ref is not None:
+                with suppress(ActorDeadError, MailboxFullError):
+                    ref.tell(LookForMail())
+
+    def _roster_enacted(self, content: Content) -> None:
+        self.standing.tell(RosterEnacted(content.roster))
+
+    def tree(self, gateway: Gateway) -> ChildSpec:
+        """Return the spec of the whole tree."""
+        settings = self.settings
+        children = [
+            ChildSpec("ledger_writer", lambda: LedgerWriter(self._open_writer, self.figures), shutdown_s=10.0),
+            ChildSpec("court", lambda: Court(self.enacted, settings.root.platform, self._runner_journal)),
+            ChildSpec("sessions", lambda: SessionSupervisor(lambda: self.services), shutdown_s=DRAIN_S + 5),
+            ChildSpec("standing", self._standing_supervisor),
+            ChildSpec("evictor", lambda: Evictor(lambda: self.directory, lambda: self.services, settings.ttl_min * 60)),
+            gateway.child_spec(),
+        ]
+        if settings.heartbeat:
+            beat = ChildSpec("heartbeat", lambda: Heartbeat(lambda: self.standing, settings.heartbeat_interval_s))
+            children.insert(4, beat)
+        return ChildSpec("daemon", lambda: Trunk(self, children))
+
+    def _open_writer(self) -> apsw.Connection:
+        return open_writer(self.settings.root.database)
+
+    def _runner_journal(self) -> Journal:
+        return Journal(self.writer, self.clock, entity_id=RUNNER, actor=RUNNER)
+
+    def _standing_supervisor(self) -> StandingSupervisor:
+        return StandingSupervisor(self.enacted.content.roster, self._standing_agent)
+
+    def _standing_agent(self, name: str) -> StandingAgent:
+        memory = self.memories.setdefault(name, StandingMemory(name))
+        return StandingAgent(memory, lambda: self.services, lambda: self.directory, self.began_at)
+
+
+@asynccontextmanager
+async def open_daemon(settings: Settings) -> AsyncIterator[tuple[Wiring, Gateway]]:
+    """Run a daemon's tree inside the block: sessions recovered, agents alive, the port open; orderly stop behind it.
+
+    Raises ConfigurationError, RootError or BindError when it cannot begin; nothing runs then.
+    """
+    root = settings.root
+    lay_out(root)
+    with Lock(root) as lock:
+        content = load_content(checked_platform(root))
+        wiring = Wiring(settings, content, choose_backend(settings.backend))
+        overview = Overview(
+            system=lambda: wiring.system,
+            services=lambda: wiring.services,
+            directory=wiring.directory,
+            standing=lambda: wiring.standing,
+            memories=wiring.memories,
+            writer=wiring.figures,
+            url=lambda: gateway.url,
+            began_at=lambda: wiring.began_at,
+            connections=lambda: gateway.connection_count,
+        )
+        doors = Doors(wiring.directory, lambda: wiring.court, lambda: wiring.services, lambda: wiring.database, overview)
+        gateway = Gateway(Api(doors, root.read_token()), host=settings.bind, port=settings.port)
+        await gateway.open()
+        try:
+            async with _started(wiring.tree(gateway)):
+                lock.publish(RunnerFile(os.getpid(), gateway.url, wiring.began_at))
+                try:
+                    yield wiring, gateway
+                finally:
+                    lock.withdraw()
+        finally:
+            with trio.CancelScope(shield=True):
+                await gateway.close()
+                await wiring.backend.aclose()
+
+
+@asynccontextmanager
+async def _started(tree: ChildSpec) -> AsyncIterator[System]:
+    """Open the system; where a part cannot start for a reason that the operator can mend, that reason is raised."""
+    try:
+        async with open_system(tree) as system:
+            yield system
+    except ChildStartError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, AgentRunnerError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from error
+
+
+async def run_daemon(settings: Settings, on_ready: Callable[[Ready], None]) -> None:
+    """Run a daemon until SIGTERM or SIGINT: the first one drains, a second one ends; SIGHUP reloads.
+
+    Raises what `open_daemon` raises, and RootFailedError when the tree failed for good.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with open_daemon(settings) as (wiring, gateway):
+            status = wiring.services.runtime.status()
+            agents = len(wiring.enacted.content.roster.standing())
+            on_ready(Ready(gateway.url, wiring.backend.name, status.get("model"), agents, os.getpid()))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_end_with_tree, wiring.system, nursery.cancel_scope)
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        wiring.court.tell(Reload())
+                        continue
+                    break
+                _log.info("draining", seconds=DRAIN_S)
+                nursery.start_soon(_end_at_second_signal, signals, nursery.cancel_scope)
+                await gateway.drain(timeout_s=DRAIN_S, restart_expected_ms=RESTART_EXPECTED_MS)
+                nursery.cancel_scope.cancel()
+
+
+async def _end_with_tree(system: System, scope: trio.CancelScope) -> None:
+    await system.wait_stopped()
+    scope.cancel()
+
+
+async def _end_at_second_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for number in signals:
+        if number != signal.SIGHUP:
+            scope.cancel()
+            return
+
+
+__all__ = ["Ready", "RootFailedError", "Settings", "choose_backend", "open_daemon", "run_daemon"]

@@ -1,0 +1,144 @@
+"""The directory: from a session key to its actor, which is started when it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+
+from actors.kernel import (
+    ActorDeadError,
+    ActorParkedError,
+    ChildExistsError,
+    ChildSpec,
+    DynamicSupervisor,
+    Future,
+    Intensity,
+    KernelError,
+    MailboxFullError,
+    Ref,
+    Restart,
+    SupervisorRef,
+    TooManyChildrenError,
+)
+from actors.journal import Journal
+from actors.recovery import record_interruption
+from actors.runtime.base import Ceiling
+from actors.session_messages import RunTurn, SessionMemory
+from actors.sessions import SessionActor, SessionServices
+from protocol.acting import resolve_acting
+from protocol.errors import RequestError
+from store.sessions import find_session, find_session_by_id, running_turns
+
+SESSIONS_MAX: Final = 10_000
+"""At most so many sessions have an actor at once."""
+
+SHUTDOWN_S: Final = 10.0
+"""How long a running turn may go on when the daemon is ending."""
+
+_log = structlog.get_logger("sessions")
+
+
+class SessionSupervisor(DynamicSupervisor):
+    """Keeps the session actors; before the first one, it records what a crash cut off."""
+
+    def __init__(self, services: Callable[[], SessionServices]) -> None:
+        super().__init__(intensity=Intensity(max_restarts=50, within_s=10.0), max_children=SESSIONS_MAX)
+        self._services = services
+
+    async def on_start(self) -> None:
+        """Recover: every turn that is recorded as running was cut off."""
+        services = self._services()
+        for turn in running_turns(services.database):
+            session = find_session_by_id(services.database, turn.session_id)
+            if session is None:
+                continue
+            acting = resolve_acting(
+                services.enacted.content.roster, owner=session.owner, agent_id=session.agent_id, session_id=session.id
+            )
+            journal = Journal(services.writer, services.clock, entity_id=session.session_key, actor=acting.actor)
+            interruption = record_interruption(
+                services.database,
+                journal,
+                session,
+                turn,
+                agent=acting.agent or acting.agent_id,
+                tell=acting.mail_of,
+            )
+            await journal.commit()
+            _log.warning("turn was interrupted", session=session.session_key, turn=turn.id, unknown=interruption.unknown)
+
+
+class Directory:
+    """Finds and starts session actors by key."""
+
+    def __init__(self, supervisor: Callable[[], SupervisorRef], services: Callable[[], SessionServices]) -> None:
+        self._supervisor = supervisor
+        self._services = services
+
+    async def open(self, key: str, *, ceiling: Ceiling | None = None) -> Ref:
+        """Return the actor of a key, started if need be; raises RequestError where no more can be started."""
+        found = self._supervisor().child(key)
+        if found is not None and found.is_alive():
+            return found
+        memory = SessionMemory(key, ceiling=ceiling)
+        services = self._services()
+        spec = ChildSpec(
+            id=key,
+            factory=lambda: SessionActor(memory, services),
+            restart=Restart.TRANSIENT,
+            shutdown_s=SHUTDOWN_S,
+            intensity=Intensity(max_restarts=5, within_s=60.0),
+            park=True,
+        )
+        try:
+            return await self._supervisor().start_child(spec)
+        except ChildExistsError as error:
+            return error.ref
+        except TooManyChildrenError as error:
+            raise RequestError("queue_full", f"{SESSIONS_MAX} sessions are open; close some, or wait") from error
+
+    async def find(self, key: str) -> Ref | None:
+        """Return the actor of a key that has a session, or None where there is no such session."""
+        found = self._supervisor().child(key)
+        if found is not None and found.is_alive():
+            return found
+        if find_session(self._services().database, key) is None:
+            return None
+        return await self.open(key)
+
+    def live(self) -> list[Ref]:
+        """Return the addresses of the sessions that have an actor now."""
+        children = self._supervisor().children or {}
+        return [child.ref for child in children.values()]
+
+
+async def ask(ref: Ref, message: Any) -> Any:
+    """Ask a session; a fault of the actor becomes an `internal` error."""
+    try:
+        return await ref.ask(message)
+    except (ActorDeadError, ActorParkedError) as error:
+        raise RequestError("internal", "the session's actor failed; see the log, then try again") from error
+    except MailboxFullError as error:
+        raise RequestError("queue_full", "too much waits before this session; try again later") from error
+
+
+async def run_turn(ref: Ref, message: RunTurn) -> tuple[str, str]:
+    """Have a session run a turn and wait for its end: `(status, turn_id)`; raises the RequestError it failed with.
+
+    When this is cancelled the turn goes on: only nobody waits for it any more.
+    """
+    try:
+        ref.tell(message)
+        answer: tuple[str, str] = await message.done.wait()
+    except MailboxFullError as error:
+        raise RequestError("queue_full", "too much waits before this session; try again later") from error
+    except KernelError as error:
+        raise RequestError("internal", "the session's actor failed; see the log, then try again") from error
+    return answer
+
+
+def new_future() -> Future:
+    """Return a future to put into a RunTurn."""
+    return Future()

@@ -1,0 +1,76 @@
+"""What happens by the clock: the sweep for missed mail, and the eviction of idle sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+
+from actors.directory import Directory
+from actors.kernel import Actor, ActorDeadError, MailboxFullError, SupervisorRef
+from actors.session_messages import EvictIfIdle
+from actors.sessions import SessionServices, idle_since
+from actors.standing import LookForMail
+from store.sessions import idle_session_keys
+
+EVICTION_INTERVAL_S: Final = 60.0
+
+
+class Heartbeat(Actor):
+    """Has every standing agent look for mail, every `interval_s` seconds."""
+
+    def __init__(self, standing: Callable[[], SupervisorRef], interval_s: float) -> None:
+        super().__init__()
+        self._standing = standing
+        self._interval_s = interval_s
+
+    async def on_start(self) -> None:
+        """Begin to beat."""
+        self.start_task(self._beat, name="sweep")
+
+    async def _beat(self) -> None:
+        while True:
+            await trio.sleep(self._interval_s)
+            for child in list((self._standing().children or {}).values()):
+                _tell(child.ref, LookForMail())
+
+
+class Evictor(Actor):
+    """Closes sessions that nobody used for `ttl_s` seconds; a running one is marked and closed after its turn."""
+
+    def __init__(
+        self, directory: Callable[[], Directory], services: Callable[[], SessionServices], ttl_s: float
+    ) -> None:
+        super().__init__()
+        self._directory = directory
+        self._services = services
+        self._ttl_s = ttl_s
+
+    async def on_start(self) -> None:
+        """Begin to look, every minute, or as often as a shorter time to live asks."""
+        self.start_task(self._evict_for_ever, name="evict")
+
+    async def _evict_for_ever(self) -> None:
+        while True:
+            await trio.sleep(min(EVICTION_INTERVAL_S, max(self._ttl_s, 1.0)))
+            await self._evict()
+
+    async def _evict(self) -> None:
+        services, directory = self._services(), self._directory()
+        since = idle_since(services.clock, self._ttl_s)
+        for key in idle_session_keys(services.database, since):
+            ref = await directory.find(key)
+            if ref is not None:
+                _tell(ref, EvictIfIdle(since))
+        for ref in directory.live():
+            if ref.state == "idle":
+                _tell(ref, EvictIfIdle(since))
+
+
+def _tell(ref: Any, message: object) -> None:
+    try:
+        ref.tell(message)
+    except (ActorDeadError, MailboxFullError):
+        # It ended meanwhile, or has work enough: the next beat comes.
+        return

@@ -1,0 +1,139 @@
+"""What an operator sees of the daemon: one picture, made when it is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import apsw
+
+from actors.directory import Directory
+from actors.kernel import SupervisorRef, System
+from actors.ledger_writer import WriterFigures
+from actors.sessions import SessionServices
+from actors.standing import StandingMemory, reader_of, session_key_of
+from protocol.roster import Roster
+from store.clock import StrictClock
+from store.ledger import count_entries
+from store.mailbox import count_unread
+from store.sessions import count_open_sessions, last_wakes, session_states
+
+
+def program_version() -> str:
+    """Return the version of this program, or `0` where it is not installed as a package."""
+    try:
+        return version("agent-runner")
+    except PackageNotFoundError:
+        return "0"
+
+
+def list_agents(
+    database: apsw.Connection | None,
+    roster: Roster,
+    clock: StrictClock,
+    *,
+    restarts: Callable[[str], int] = lambda _agent: 0,
+    parked: Callable[[str], bool] = lambda _agent: False,
+    default_model: str | None = None,
+) -> list[dict[str, Any]]:
+    """Return one record for each identity of the roster, as `agents list --json` prints them.
+
+    `session_state` is None while the agent has no session, `last_wake` RFC 3339 or None. Without a database (a root
+    whose daemon never ran) nothing is unread.
+    """
+    keys = [session_key_of(identity.id) for identity in roster.identities]
+    states = {} if database is None or not keys else session_states(database, keys)
+    wakes = {} if database is None else last_wakes(database)
+    now = clock.stamp()
+    return [
+        {
+            "id": identity.id,
+            "role": identity.role,
+            "kind": identity.kind,
+            "state": identity.state,
+            "session_state": states.get(session_key_of(identity.id)),
+            "unread": 0 if database is None else count_unread(database, reader_of(identity), now),
+            "last_wake": wakes.get(identity.id),
+            "restarts": restarts(identity.id),
+            "model": identity.model or default_model,
+            "parked": parked(identity.id),
+        }
+        for identity in roster.identities
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Gathers the picture from the parts of a running daemon."""
+
+    system: Callable[[], System]
+    services: Callable[[], SessionServices]
+    directory: Directory
+    standing: Callable[[], SupervisorRef]
+    memories: dict[str, StandingMemory]
+    writer: WriterFigures
+    url: Callable[[], str]
+    began_at: Callable[[], str]
+    connections: Callable[[], int]
+
+    def agents(self) -> list[dict[str, Any]]:
+        """Return the roster with the state of each agent."""
+        services = self.services()
+        return list_agents(
+            services.database,
+            services.enacted.content.roster,
+            services.clock,
+            restarts=self._restarts,
+            parked=self._parked,
+            default_model=services.runtime.status().get("model"),
+        )
+
+    def _restarts(self, agent: str) -> int:
+        ref = self.standing().child(agent)
+        return 0 if ref is None else max(0, ref.generation - 1)
+
+    def _parked(self, agent: str) -> bool:
+        memory = self.memories.get(agent)
+        ref = self.standing().child(agent)
+        return (memory is not None and memory.parked) or (ref is not None and ref.state == "parked")
+
+    def status(self) -> dict[str, Any]:
+        """Return the result of `runner.status`."""
+        services = self.services()
+        content = services.enacted.content
+        live = self.directory.live()
+        return {
+            "pid": os.getpid(),
+            "url": self.url(),
+            "version": program_version(),
+            "started_at": self.began_at(),
+            "backend": services.runtime.status(),
+            "constitution": {
+                "constitution_hash": content.constitution_hash,
+                "rules_hash": content.rules_hash,
+                "problem": services.enacted.problem,
+            },
+            "connections": self.connections(),
+            "sessions": {
+                "open": count_open_sessions(services.database),
+                "running": count_open_sessions(services.database, running=True),
+                "in_memory": len(live),
+            },
+            "agents": self.agents(),
+            "ledger": {
+                "entries": count_entries(services.database),
+                "units": self.writer.units,
+                "commits": self.writer.commits,
+                "failing": self.writer.failing,
+            },
+            "held_back": {
+                name: memory.held_back for name, memory in sorted(self.memories.items()) if memory.held_back
+            },
+            "problems": {
+                name: memory.last_problem for name, memory in sorted(self.memories.items()) if memory.last_problem
+            },
+            "dead_letters": self.system().dead_letters.total,
+        }
