@@ -16,8 +16,8 @@ from actors.kernel import Ref
 from actors.ledger_writer import commit
 from actors.overview import Overview
 from actors.runtime.base import ToolDefinition
-from actors.service import Emit
 from actors.service import Caller as Connected
+from actors.service import Emit
 from actors.session_messages import Caller, Cancel, Close, Init, RunTurn, Status
 from actors.sessions import SessionServices
 from actors.tools.mail import RecipientError, check_recipient, check_text
@@ -57,7 +57,9 @@ class Api:
         """Nothing is kept for a connection: ids are never used again, so those in a session's openers prove nothing."""
         del connection_id
 
-    async def call(self, caller: Connected, method: str, params: Params, emit: Emit) -> dict[str, Any]:
+    async def call(  # noqa: C901, PLR0911 - one line for each method
+        self, caller: Connected, method: str, params: Params, emit: Emit
+    ) -> dict[str, Any]:
         """Carry out one request; see `actors.service.Service.call`."""
         del method
         who = Caller(caller.identity, caller.connection_id, caller.authenticated, params.session_token)
@@ -74,7 +76,9 @@ class Api:
                 return await self._ask_session(params.session_key, Status(who))
             case frames.ToolAnswer():
                 await self._ask_session(params.session_key, Status(who))
-                raise RequestError("unknown_tool_call", f"no call {params.id!r} waits for a result in this session")
+                raise RequestError(
+                    "unknown_tool_call", f"no call {params.id!r} waits for a result in this session"
+                )
             case frames.RunnerStatus():
                 return self._doors.overview.status()
             case frames.AgentsList():
@@ -108,7 +112,9 @@ class Api:
 
     async def _run_turn(self, who: Caller, params: frames.TurnRun, emit: Emit) -> dict[str, Any]:
         if params.execute is not None:
-            raise RequestError("invalid_params", "`params.execute`: this runner executes tools itself; leave it out")
+            raise RequestError(
+                "invalid_params", "`params.execute`: this runner executes tools itself; leave it out"
+            )
         ref = await self._session(params.session_key)
         messages = (
             [{"role": "user", "content": params.message}]
@@ -162,7 +168,8 @@ class Api:
         text = fold(params.text)
         if not text or len(text) > TEXT_CHARACTERS_MAX:
             raise RequestError(
-                "invalid_params", f"`params.text`: a line has 1 to {TEXT_CHARACTERS_MAX} characters, this has {len(text)}"
+                "invalid_params",
+                f"`params.text`: a line has 1 to {TEXT_CHARACTERS_MAX} characters, this has {len(text)}",
             )
         agent = params.agent or OPERATOR
         if agent != OPERATOR and services.enacted.content.roster.get(agent) is None:

@@ -1,4 +1,4 @@
-"""What of a session's history the model is sent: bounded, and cut only between turns (section 3 of the specification)."""
+"""What of a session's history the model is sent: bounded, cut only between turns (section 3 of the specification)."""
 
 from __future__ import annotations
 

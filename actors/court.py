@@ -53,20 +53,26 @@ class Enacted:
 class Court(Actor):
     """Keeps `enacted` true to the files of the platform folder."""
 
-    def __init__(self, enacted: Enacted, platform: Path, journal: Callable[[], Journal], *, watch: bool = True) -> None:
+    def __init__(
+        self,
+        enacted: Enacted,
+        platform: Path,
+        journal: Callable[[], Journal],
+        latest: Callable[[], list[str]],
+    ) -> None:
         super().__init__()
         self._enacted = enacted
         self._platform = platform
         self._make_journal = journal
-        self._watch = watch
         self._latest: list[str] = []
+        self._find_latest = latest
 
     async def on_start(self) -> None:
         """Record what is in force and begin to watch."""
         self._journal = self._make_journal()
+        self._latest = self._find_latest()
         await self._record("enacted", self._enacted.content, None)
-        if self._watch:
-            self.start_task(self._watch_files, name="watch the constitution")
+        self.start_task(self._watch_files, name="watch the constitution")
 
     async def on_receive(self, message: Reload) -> Any:
         """Reload."""

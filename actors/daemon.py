@@ -1,13 +1,13 @@
 """The daemon: the supervisor tree, top to bottom, and how it begins and ends.
 
-    daemon (rest_for_one)
-    ├─ ledger_writer          permanent; nothing governed runs without it
-    ├─ court                  permanent; holds the enacted constitution
-    ├─ sessions (dynamic)     a child per session key, transient
-    ├─ standing (one_for_one) a permanent child per standing agent
-    ├─ heartbeat              permanent; sweeps for missed mail
-    ├─ evictor                permanent; closes idle sessions
-    └─ gateway (one_for_one)  connections (dynamic) and the listener
+daemon (rest_for_one)
+├─ ledger_writer          permanent; nothing governed runs without it
+├─ court                  permanent; holds the enacted constitution
+├─ sessions (dynamic)     a child per session key, transient
+├─ standing (one_for_one) a permanent child per standing agent
+├─ heartbeat              permanent; sweeps for missed mail
+├─ evictor                permanent; closes idle sessions
+└─ gateway (one_for_one)  connections (dynamic) and the listener
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ from protocol.errors import AgentRunnerError, ConfigurationError
 from store.clock import StrictClock
 from store.content import Content, load_content
 from store.database import open_reader, open_writer
-from store.ledger import last_timestamp
+from store.ledger import last_timestamp, read_entries
 from store.mailbox import Mail
 from store.root import Lock, Root, RunnerFile, checked_platform, lay_out, session_secret
 from store.workspace import Protected
@@ -114,7 +114,9 @@ def choose_backend(name: str) -> AgentRuntime:
         return AnthropicRuntime.from_environment()
     if name == "rehearsal":
         return RehearsalRuntime()
-    raise ConfigurationError("--backend", None, f"{name!r} is not a backend", "Use auto, anthropic or rehearsal.")
+    raise ConfigurationError(
+        "--backend", None, f"{name!r} is not a backend", "Use auto, anthropic or rehearsal."
+    )
 
 
 class Trunk(Supervisor):
@@ -242,20 +244,38 @@ class Wiring:
         """Return the spec of the whole tree."""
         settings = self.settings
         children = [
-            ChildSpec("ledger_writer", lambda: LedgerWriter(self._open_writer, self.figures), shutdown_s=10.0),
-            ChildSpec("court", lambda: Court(self.enacted, settings.root.platform, self._runner_journal)),
+            ChildSpec(
+                "ledger_writer", lambda: LedgerWriter(self._open_writer, self.figures), shutdown_s=10.0
+            ),
+            ChildSpec("court", self._court),
             ChildSpec("sessions", lambda: SessionSupervisor(lambda: self.services), shutdown_s=DRAIN_S + 5),
             ChildSpec("standing", self._standing_supervisor),
-            ChildSpec("evictor", lambda: Evictor(lambda: self.directory, lambda: self.services, settings.ttl_min * 60)),
+            ChildSpec(
+                "evictor",
+                lambda: Evictor(lambda: self.directory, lambda: self.services, settings.ttl_min * 60),
+            ),
             gateway.child_spec(),
         ]
         if settings.heartbeat:
-            beat = ChildSpec("heartbeat", lambda: Heartbeat(lambda: self.standing, settings.heartbeat_interval_s))
+            beat = ChildSpec(
+                "heartbeat", lambda: Heartbeat(lambda: self.standing, settings.heartbeat_interval_s)
+            )
             children.insert(4, beat)
         return ChildSpec("daemon", lambda: Trunk(self, children))
 
     def _open_writer(self) -> apsw.Connection:
         return open_writer(self.settings.root.database)
+
+    def _court(self) -> Court:
+        return Court(
+            self.enacted, self.settings.root.platform, self._runner_journal, self._last_configuration
+        )
+
+    def _last_configuration(self) -> list[str]:
+        found = read_entries(
+            self.database, entity_id=RUNNER, quality="configuration", limit=1, newest_first=True
+        )
+        return [entry.cid for _, entry in found]
 
     def _runner_journal(self) -> Journal:
         return Journal(self.writer, self.clock, entity_id=RUNNER, actor=RUNNER)
@@ -290,7 +310,9 @@ async def open_daemon(settings: Settings) -> AsyncIterator[tuple[Wiring, Gateway
             began_at=lambda: wiring.began_at,
             connections=lambda: gateway.connection_count,
         )
-        doors = Doors(wiring.directory, lambda: wiring.court, lambda: wiring.services, lambda: wiring.database, overview)
+        doors = Doors(
+            wiring.directory, lambda: wiring.court, lambda: wiring.services, lambda: wiring.database, overview
+        )
         gateway = Gateway(Api(doors, root.read_token()), host=settings.bind, port=settings.port)
         await gateway.open()
         try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import structlog
 
+from actors.journal import Journal
 from actors.kernel import (
     ActorDeadError,
     ActorParkedError,
@@ -22,7 +23,6 @@ from actors.kernel import (
     SupervisorRef,
     TooManyChildrenError,
 )
-from actors.journal import Journal
 from actors.recovery import record_interruption
 from actors.runtime.base import Ceiling
 from actors.session_messages import RunTurn, SessionMemory
@@ -55,9 +55,14 @@ class SessionSupervisor(DynamicSupervisor):
             if session is None:
                 continue
             acting = resolve_acting(
-                services.enacted.content.roster, owner=session.owner, agent_id=session.agent_id, session_id=session.id
+                services.enacted.content.roster,
+                owner=session.owner,
+                agent_id=session.agent_id,
+                session_id=session.id,
             )
-            journal = Journal(services.writer, services.clock, entity_id=session.session_key, actor=acting.actor)
+            journal = Journal(
+                services.writer, services.clock, entity_id=session.session_key, actor=acting.actor
+            )
             interruption = record_interruption(
                 services.database,
                 journal,
@@ -67,13 +72,20 @@ class SessionSupervisor(DynamicSupervisor):
                 tell=acting.mail_of,
             )
             await journal.commit()
-            _log.warning("turn was interrupted", session=session.session_key, turn=turn.id, unknown=interruption.unknown)
+            _log.warning(
+                "turn was interrupted",
+                session=session.session_key,
+                turn=turn.id,
+                unknown=interruption.unknown,
+            )
 
 
 class Directory:
     """Finds and starts session actors by key."""
 
-    def __init__(self, supervisor: Callable[[], SupervisorRef], services: Callable[[], SessionServices]) -> None:
+    def __init__(
+        self, supervisor: Callable[[], SupervisorRef], services: Callable[[], SessionServices]
+    ) -> None:
         self._supervisor = supervisor
         self._services = services
 
@@ -95,9 +107,12 @@ class Directory:
         try:
             return await self._supervisor().start_child(spec)
         except ChildExistsError as error:
-            return error.ref
+            # Somebody else was quicker; messages wait in its mailbox until it has started.
+            return cast("Ref", error.ref)
         except TooManyChildrenError as error:
-            raise RequestError("queue_full", f"{SESSIONS_MAX} sessions are open; close some, or wait") from error
+            raise RequestError(
+                "queue_full", f"{SESSIONS_MAX} sessions are open; close some, or wait"
+            ) from error
 
     async def find(self, key: str) -> Ref | None:
         """Return the actor of a key that has a session, or None where there is no such session."""

@@ -133,7 +133,9 @@ class Overview:
                 name: memory.held_back for name, memory in sorted(self.memories.items()) if memory.held_back
             },
             "problems": {
-                name: memory.last_problem for name, memory in sorted(self.memories.items()) if memory.last_problem
+                name: memory.last_problem
+                for name, memory in sorted(self.memories.items())
+                if memory.last_problem
             },
             "dead_letters": self.system().dead_letters.total,
         }

@@ -35,14 +35,23 @@ class Interruption:
 
 
 def record_interruption(
-    database: apsw.Connection, journal: Journal, session: SessionRow, turn: TurnRow, *, agent: str, tell: str | None
+    database: apsw.Connection,
+    journal: Journal,
+    session: SessionRow,
+    turn: TurnRow,
+    *,
+    agent: str,
+    tell: str | None,
 ) -> Interruption:
     """Let the journal record that a running turn was interrupted.
 
     Calls with a verdict and no outcome become `unknown` and are answered in the history; mail that the turn carried is
     unread again; `tell` is the agent whose mailbox hears of it, or None. The caller commits.
     """
-    entries = [entry for _, entry in read_entries(database, entity_id=session.session_key, newest_first=True, limit=2_000)]
+    entries = [
+        entry
+        for _, entry in read_entries(database, entity_id=session.session_key, newest_first=True, limit=2_000)
+    ]
     calls = _open_calls(entries)
     outcomes = [
         journal.entry(
@@ -64,7 +73,8 @@ def record_interruption(
     blocks, orphans = _blocks_and_orphans(database, turn)
     if orphans:
         results = [
-            {"type": "tool_result", "tool_use_id": orphan, "content": CUT_OFF, "is_error": True} for orphan in orphans
+            {"type": "tool_result", "tool_use_id": orphan, "content": CUT_OFF, "is_error": True}
+            for orphan in orphans
         ]
         journal.add(AppendHistory(session.id, turn.id, "user", results, completed))
     output_hash = hash_of(blocks)
@@ -95,7 +105,9 @@ def record_interruption(
     journal.add(
         ForgetCarriedMail(session.id, turn.id),
         SettleMail(turn.id, None),
-        EndTurn(turn.id, session.id, "interrupted", entry.cid, output_hash, None, turn.usage or {}, completed),
+        EndTurn(
+            turn.id, session.id, "interrupted", entry.cid, output_hash, None, turn.usage or {}, completed
+        ),
     )
     unknown = [call.payload["tool"] for call in calls]
     if tell is not None:
@@ -106,7 +118,9 @@ def record_interruption(
 def _open_calls(entries: list[Entry]) -> list[Entry]:
     """Return the `tool_call` entries without a `tool_result`, oldest first."""
     answered = {entry.parents[0] for entry in entries if entry.quality == "tool_result" and entry.parents}
-    return [entry for entry in reversed(entries) if entry.quality == "tool_call" and entry.cid not in answered]
+    return [
+        entry for entry in reversed(entries) if entry.quality == "tool_call" and entry.cid not in answered
+    ]
 
 
 def _opening(database: apsw.Connection, session_key: str) -> list[str]:

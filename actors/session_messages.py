@@ -44,7 +44,6 @@ class RunTurn:
     tools: list[ToolDefinition] | None
     sink: Callable[[Event], None]
     done: Future
-    wake: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,16 @@ from actors.journal import Journal
 from actors.kernel import Actor, Ref, Refusal
 from actors.recovery import record_interruption
 from actors.runtime.base import AgentRuntime, Ceiling, SessionIdentity, TurnRequest
-from actors.session_messages import Cancel, Close, EvictIfIdle, Init, RunTurn, SessionMemory, Status, Subscribe
+from actors.session_messages import (
+    Cancel,
+    Close,
+    EvictIfIdle,
+    Init,
+    RunTurn,
+    SessionMemory,
+    Status,
+    Subscribe,
+)
 from actors.tools.base import ToolOutcome
 from actors.tools.registry import Registry
 from actors.turn import Turn
@@ -47,6 +56,9 @@ from store.unit_of_work import ConflictError
 
 CRASHES_MAX: Final = 3
 """A session whose actor crashed so often in a row gives up the turns that wait."""
+
+RESERVED_CHANNELS: Final = frozenset({"cli", "subagent"})
+"""Nobody unproved opens a key of these channels first: standing agents and subagents live there."""
 
 CHARACTERS_LOADED_PER_TOKEN: Final = 4
 
@@ -90,6 +102,8 @@ class SessionActor(Actor):
         self._scope: trio.CancelScope | None = None
         self._ending: str | None = None
         self._known = False
+        self._running_done = trio.Event()
+        self._answer: Any = None
 
     # --- life
 
@@ -154,7 +168,7 @@ class SessionActor(Actor):
         if self._row is not None:
             await self._services.runtime.close(self._row.id)
 
-    async def on_receive(self, message: Any) -> Any:
+    async def on_receive(self, message: Any) -> Any:  # noqa: PLR0911 - one line for each message
         """Handle one message; a refusal is a reply, not a crash."""
         try:
             match message:
@@ -182,7 +196,9 @@ class SessionActor(Actor):
     def _require(self, caller: Any) -> SessionRow:
         row = self._row
         if row is None or not self._may(row, caller):
-            raise RequestError("unknown_session", f"there is no session {self._memory.key!r}; open one with session.init")
+            raise RequestError(
+                "unknown_session", f"there is no session {self._memory.key!r}; open one with session.init"
+            )
         return row
 
     def _may(self, row: SessionRow, caller: Any) -> bool:
@@ -210,16 +226,25 @@ class SessionActor(Actor):
     async def _init(self, message: Init) -> dict[str, Any]:
         caller = message.caller
         if message.mode == "persistent" and not caller.authenticated:
-            raise RequestError("invalid_params", "`params.mode`: persistent sessions are for proved identities")
+            raise RequestError(
+                "invalid_params", "`params.mode`: persistent sessions are for proved identities"
+            )
         if self._row is None:
+            if not caller.authenticated and _channel(self._memory.key) in RESERVED_CHANNELS:
+                raise RequestError(
+                    "unauthorized", "keys of this channel are for proved identities; choose another key"
+                )
             await self._create(message)
         row = self._row
         assert row is not None  # noqa: S101 - _create sets it or raises
         if not self._may(row, caller):
-            raise RequestError("unauthorized", "this session key belongs to somebody else; choose another key")
+            raise RequestError(
+                "unauthorized", "this session key belongs to somebody else; choose another key"
+            )
         if row.agent_id != message.agent_id:
             raise RequestError(
-                "invalid_params", f"`params.agent_id`: this session is one with {row.agent_id!r}; choose another key"
+                "invalid_params",
+                f"`params.agent_id`: this session is one with {row.agent_id!r}; choose another key",
             )
         await self._take_over(row, message)
         if not caller.authenticated:
@@ -278,7 +303,9 @@ class SessionActor(Actor):
         await journal.commit()
         self._row = find_session(self._services.database, row.session_key)
 
-    def _lifecycle(self, journal: Journal, row: SessionRow, event: str, reason: str | None, parents: list[str]) -> Any:
+    def _lifecycle(
+        self, journal: Journal, row: SessionRow, event: str, reason: str | None, parents: list[str]
+    ) -> Any:
         claimed = row.agent_id if row.agent_id != journal.actor else None
         return journal.entry(
             "session_lifecycle",
@@ -311,13 +338,15 @@ class SessionActor(Actor):
 
     async def _evict(self, message: EvictIfIdle) -> None:
         row = self._row
-        if row is None or row.mode != "domain" or row.state == "closed":
-            if row is None or (row.state == "closed" and self._running is None):
-                self.stop()
+        if row is None:
+            self.stop()
+        elif row.last_activity > message.idle_since or self._memory.waiting:
             return
-        if self._running is not None:
-            self._memory.evict_after_turn = True
-        elif row.last_activity <= message.idle_since and not self._memory.waiting:
+        elif self._running is not None:
+            self._memory.evict_after_turn = row.mode == "domain"
+        elif row.state == "closed":
+            self.stop()
+        elif row.mode == "domain":
             await self._shut("evicted", "idle")
             self.stop()
 
@@ -325,35 +354,46 @@ class SessionActor(Actor):
 
     def _enqueue(self, message: RunTurn) -> None:
         try:
-            row = self._require(message.caller)
-            if row.state == "closed":
-                raise RequestError("session_closed", "this session is closed; session.init opens it again")
-            acting = self._acting(row)
-            if is_frozen(self._services.enacted.content.roster, acting):
-                raise RequestError("agent_frozen", f"{acting.agent_id} is frozen; thaw it in the roster to let it act")
-            self._check_tokens(acting)
-            queued_max = self._services.enacted.content.constitution.limits.queued_turns
-            if len(self._memory.waiting) >= queued_max:
-                raise RequestError("queue_full", f"{queued_max} turns wait in this session already; try again later")
+            self._admit(message)
         except RequestError as error:
             message.done.set_exception(error)
             return
         self._memory.waiting.append(message)
         self._run_next()
 
-    def _check_tokens(self, acting: Acting) -> None:
+    def _admit(self, message: RunTurn) -> None:
+        """Raise RequestError where the turn may not even wait."""
+        row = self._require(message.caller)
+        content = self._services.enacted.content
+        if row.state == "closed":
+            raise RequestError("session_closed", "this session is closed; session.init opens it again")
+        acting = self._acting(row)
+        if is_frozen(content.roster, acting):
+            raise RequestError(
+                "agent_frozen", f"{acting.agent_id} is frozen; thaw it in the roster to let it act"
+            )
+        self._tokens_left(acting)
+        queued_max = content.constitution.limits.queued_turns
+        if len(self._memory.waiting) >= queued_max:
+            raise RequestError(
+                "queue_full", f"{queued_max} turns wait in this session already; try again later"
+            )
+
+    def _tokens_left(self, acting: Acting) -> int | None:
+        """Return what the daily limit leaves, None where tokens cost nothing; raises `rate_limited` at the limit."""
         if not self._services.tokens_limited:
-            return
+            return None
         limit = self._services.enacted.content.constitution.limits.tokens_per_agent_day
         today = self._services.clock.moment().date()
-        spent = tokens_spent(self._services.database, acting.actor, today.isoformat())
+        spent = tokens_spent(self._services.database, acting.account, today.isoformat())
         if spent >= limit:
             tomorrow = (today + dt.timedelta(days=1)).isoformat()
             raise RequestError(
                 "rate_limited",
-                f"{acting.actor} has spent {spent} of {limit} tokens today; the count starts anew at {tomorrow}T00:00:00Z, "
-                "or raise tokens_per_agent_day in platform/constitution.yaml",
+                f"{acting.account} has spent {spent} of {limit} tokens today; the count starts anew at "
+                f"{tomorrow}T00:00:00Z, or raise tokens_per_agent_day in platform/constitution.yaml",
             )
+        return limit - spent
 
     def _run_next(self) -> None:
         if self._running is not None or not self._memory.waiting or self._row is None:
@@ -363,46 +403,53 @@ class SessionActor(Actor):
         self.start_task(self._run_turn, self._running, self._row, name="turn")
 
     async def _run_turn(self, message: RunTurn, row: SessionRow) -> None:
-        answer: Any = RequestError("internal", "the turn was lost")
+        self._answer = RequestError("internal", "the turn was lost; see the log, then try again")
         try:
-            answer = await self._run_governed(message, row)
+            await self._run_governed(message, row)
+            await self._settle()
         finally:
             self._running = None
             self._scope = None
+            self._ending = None
             self._running_done.set()
-            if isinstance(answer, Exception):
-                message.done.set_exception(answer)
+            if isinstance(self._answer, Exception):
+                message.done.set_exception(self._answer)
             else:
-                message.done.set(answer)
-        await self._after_turn()
-
-    async def _after_turn(self) -> None:
+                message.done.set(self._answer)
         self._memory.crashes = 0
-        self._row = find_session(self._services.database, self._memory.key)
-        row = self._row
-        if row is not None and self._ending is None and row.state != "closed":
-            if row.mode == "oneshot":
-                self._refuse_waiting("session_closed", "a oneshot session closes after its turn")
-                await self._shut("closed", "oneshot")
-            elif self._memory.evict_after_turn and not self._memory.waiting:
-                self._memory.evict_after_turn = False
-                await self._shut("evicted", "idle")
-        self._ending = None
         if self._memory.waiting:
             self._run_next()
         elif self._memory.on_idle is not None:
             self._memory.on_idle()
 
-    async def _run_governed(self, message: RunTurn, row: SessionRow) -> Any:
-        """Run one turn to its recorded end; return `(status, turn_id)`, or the RequestError that it failed with."""
+    async def _settle(self) -> None:
+        """Close the session behind its turn where its mode, or an eviction that was put off, says so."""
+        row = self._row = find_session(self._services.database, self._memory.key)
+        if row is None or self._ending is not None or row.state == "closed":
+            return
+        if row.mode == "oneshot":
+            self._refuse_waiting("session_closed", "a oneshot session closes after its turn")
+            await self._shut("closed", "oneshot")
+        elif self._memory.evict_after_turn and not self._memory.waiting:
+            self._memory.evict_after_turn = False
+            await self._shut("evicted", "idle")
+
+    async def _run_governed(self, message: RunTurn, row: SessionRow) -> None:
+        """Run one turn to its recorded end; its answer is `(status, turn_id)`, or the RequestError it failed with."""
         limits = self._services.enacted.content.constitution.limits
         acting = self._acting(row)
         turn = self._make_turn(message, row, acting)
-        request = self._make_request(message, turn, limits.history_tokens_max, limits.model_calls_per_turn)
         status, stop_reason, problem = "failed", None, None
         self._scope = trio.CancelScope()
         try:
-            with self._scope, trio.CancelScope(deadline=trio.current_time() + limits.turn_timeout_s) as timeout:
+            turn.tokens_left = self._tokens_left(acting)
+            request = self._make_request(
+                message, turn, limits.history_tokens_max, limits.model_calls_per_turn
+            )
+            with (
+                self._scope,
+                trio.CancelScope(deadline=trio.current_time() + limits.turn_timeout_s) as timeout,
+            ):
                 await self._ensure(turn.identity)
                 stop_reason = await self._services.runtime.run_turn(turn.identity, request, turn)
                 status = "complete"
@@ -411,9 +458,12 @@ class SessionActor(Actor):
             elif status != "complete":
                 status, stop_reason = "cancelled", "cancelled"
         except trio.Cancelled:
-            # The whole daemon, or this actor, is being stopped: what was done is recorded before it goes on.
-            with trio.CancelScope(shield=True):
-                await self._finish(turn, acting, "cancelled", "cancelled", None)
+            # The daemon is ending and the time to finish is over: the turn is recorded as interrupted, so that the mail
+            # that it carried is delivered again.
+            problem = RequestError(
+                "shutting_down", "the daemon ended before the turn did; send it again when it is back"
+            )
+            await self._finish(turn, acting, "interrupted", None, problem)
             raise
         except RequestError as error:
             problem = error
@@ -421,7 +471,7 @@ class SessionActor(Actor):
             problem = RequestError(error.code, error.message)
         except Exception as error:  # noqa: BLE001 - a fault of a turn ends the turn; it is logged, with its id
             problem = self._internal(turn, error)
-        return await self._finish(turn, acting, status, stop_reason, problem)
+        await self._finish(turn, acting, status, stop_reason, problem)
 
     def _internal(self, turn: Turn, error: Exception) -> RequestError:
         name = secrets.token_hex(4)
@@ -429,35 +479,43 @@ class SessionActor(Actor):
             _log.error("turn failed", incident=name, session=self._memory.key, turn=turn.id, error=str(error))
             return RequestError("internal", f"{error} (incident {name} in the log)")
         _log.exception("turn failed", incident=name, session=self._memory.key, turn=turn.id)
-        return RequestError("internal", f"a fault inside the daemon ended the turn (incident {name} in the log)")
+        return RequestError(
+            "internal", f"a fault inside the daemon ended the turn (incident {name} in the log)"
+        )
 
     async def _finish(
         self, turn: Turn, acting: Acting, status: str, stop_reason: str | None, problem: RequestError | None
-    ) -> Any:
+    ) -> None:
+        entry = None
         try:
-            entry = await turn.end(status, stop_reason, agent=acting.agent or acting.agent_id)
+            # Shielded: however the turn was stopped, its end is recorded.
+            with trio.CancelScope(shield=True):
+                entry = await turn.end(status, stop_reason, agent=acting.agent or acting.agent_id)
         except AgentRunnerError as error:
             problem = self._internal(turn, error)
-            entry = None
         if entry is not None:
             turn.emit(LedgerAppend(entry))
-            self._prev_cid = self._root_cid = entry.cid
-            self._next_turn += 1
-            row = self._row
-            if row is not None and (status == "failed" or turn.forgotten):
-                self._load(row)
-            else:
-                self._context.append(turn.messages)
-        elif turn.began and self._row is not None:
-            # The end could not be recorded: the next turn first records this one as interrupted.
-            self.ref.stop()
+            self._follow(turn, entry.cid, reload=status in ("failed", "interrupted"))
+        elif turn.began:
+            # The end could not be recorded. A fresh incarnation records this turn as interrupted before it goes on.
+            self.stop()
         if problem is None:
             turn.emit(Done(stop_reason or "cancelled"))
-            return status, turn.id
+            self._answer = (status, turn.id)
+            return
         if not turn.began:
             turn.announce_start()
         turn.emit(Failed(problem.code, problem.message))
-        return problem
+        self._answer = problem
+
+    def _follow(self, turn: Turn, cid: str, *, reload: bool) -> None:
+        self._prev_cid = self._root_cid = cid
+        self._next_turn += 1
+        if reload and self._row is not None:
+            # What was kept of it differs from what it had: mail that it carried is not in the history any more.
+            self._load(self._row)
+        else:
+            self._context.append(turn.messages)
 
     async def _ensure(self, identity: SessionIdentity) -> None:
         if not self._known:
@@ -465,7 +523,9 @@ class SessionActor(Actor):
             self._known = True
 
     def _make_turn(self, message: RunTurn, row: SessionRow, acting: Acting) -> Turn:
-        identity = SessionIdentity(row.id, row.session_key, acting, self._model(row, acting), self._memory.ceiling)
+        identity = SessionIdentity(
+            row.id, row.session_key, acting, self._model(row, acting), self._memory.ceiling
+        )
         return Turn(
             id=turn_id(row.id, self._next_turn),
             number=self._next_turn,
@@ -487,7 +547,9 @@ class SessionActor(Actor):
         identity = self._services.enacted.content.roster.get(acting.agent)
         return None if identity is None else identity.model
 
-    def _make_request(self, message: RunTurn, turn: Turn, tokens_max: int, model_calls_max: int) -> TurnRequest:
+    def _make_request(
+        self, message: RunTurn, turn: Turn, tokens_max: int, model_calls_max: int
+    ) -> TurnRequest:
         stored = self._context.messages(tokens_max)
         tools = self._services.registry.definitions if message.tools is None else message.tools
         return TurnRequest(
@@ -525,6 +587,12 @@ class SessionActor(Actor):
     def _refuse_waiting(self, code: str, why: str) -> None:
         while self._memory.waiting:
             self._memory.waiting.popleft().done.set_exception(RequestError(code, why))
+
+
+def _channel(key: str) -> str:
+    """Return the channel of a key of the form `<agent_id>:<channel>:<peer…>`, else the empty string."""
+    parts = key.split(":")
+    return parts[1] if len(parts) > 1 else ""
 
 
 def idle_since(clock: StrictClock, ttl_s: float) -> str:

@@ -30,6 +30,9 @@ BACK_OFF_MAX_S: Final = 300.0
 FAILURES_MAX: Final = 6
 """An agent whose wake-ups failed so often in a row is parked until someone looks."""
 
+NOT_ITS_FAULT: Final = frozenset({"shutting_down", "rate_limited", "agent_frozen", "queue_full"})
+"""Answers that put a wake-up off and say nothing against the agent."""
+
 _CALLER: Final = Caller(RUNNER, "standing", authenticated=True)
 _log = structlog.get_logger("standing")
 
@@ -175,11 +178,14 @@ class StandingAgent(Actor):
             return False
         moment = rfc3339(self._services.clock.moment())
         await commit(self._services.writer, RecordWake(self._memory.id, moment))
-        prompt = (
-            f"You have {waiting} unread mailbox message(s). Check your mailbox and act on any pending messages."
-        )
+        prompt = f"You have {waiting} unread mailbox message(s). Check your mailbox and act on any pending messages."
         message = RunTurn(
-            _CALLER, [{"role": "user", "content": prompt}], None, None, lambda _event: None, new_future(), wake=True
+            _CALLER,
+            [{"role": "user", "content": prompt}],
+            None,
+            None,
+            lambda _event: None,
+            new_future(),
         )
         await run_turn(ref, message)
         return True
@@ -190,14 +196,19 @@ class StandingAgent(Actor):
     def _note_failure(self, error: AgentRunnerError) -> None:
         memory = self._memory
         memory.last_problem = error.message if isinstance(error, RequestError) else str(error)
-        if isinstance(error, RequestError) and error.code == "shutting_down":
+        if isinstance(error, RequestError) and error.code in NOT_ITS_FAULT:
+            memory.not_before = trio.current_time() + BACK_OFF_MAX_S
             return
         memory.failures += 1
         delay = min(BACK_OFF_MAX_S, BACK_OFF_FIRST_S * 2 ** (memory.failures - 1))
         memory.not_before = trio.current_time() + delay
         memory.parked = memory.failures >= FAILURES_MAX
         _log.error(
-            "wake-up failed", agent=memory.id, problem=memory.last_problem, failures=memory.failures, parked=memory.parked
+            "wake-up failed",
+            agent=memory.id,
+            problem=memory.last_problem,
+            failures=memory.failures,
+            parked=memory.parked,
         )
 
 
@@ -236,7 +247,7 @@ class StandingSupervisor(Supervisor):
         present = set(self.ref.children or {})
         for agent in present - wanted:
             await self.terminate_child(agent)
-            del (self.ref.children or {})[agent]
+            self._delete(self._find(agent))
         for agent in sorted(wanted - present):
             await self.start_child(self._spec(agent))
         return None

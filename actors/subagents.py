@@ -8,6 +8,7 @@ from typing import Final
 import trio
 
 from actors.directory import Directory, ask, new_future, run_turn
+from actors.kernel import Ref
 from actors.runtime.base import Ceiling
 from actors.session_messages import Caller, Cancel, Init, RunTurn
 from actors.tools.base import ToolOutcome
@@ -36,7 +37,8 @@ class Subagents:
         """Run a child to its end; every failure is an outcome with `is_error`."""
         if ceiling.depth > DEPTH_MAX:
             return ToolOutcome(
-                f"Subagents may be {DEPTH_MAX} deep, and this is one already: do the work here.", is_error=True
+                f"Subagents may be {DEPTH_MAX} deep, and this is one already: do the work here.",
+                is_error=True,
             )
         if turn.children >= CHILDREN_PER_TURN_MAX:
             return ToolOutcome(
@@ -51,18 +53,14 @@ class Subagents:
         caller = Caller(parent.owner, f"subagent of {turn.id}", authenticated=True)
         words = _LastWords()
         try:
-            return await self._run(key, caller, parent, narrowed, prompt, words)
+            ref = await self._directory().open(key, ceiling=narrowed)
+            await ask(ref, Init(caller, parent.agent_id, model=parent.model, mode="oneshot"))
+            return await self._run(ref, caller, prompt, words)
         except RequestError as error:
             return ToolOutcome(f"The subagent failed: {error.message}{words.quoted()}", is_error=True)
 
-    async def _run(
-        self, key: str, caller: Caller, parent: SessionRow, ceiling: Ceiling, prompt: str, words: _LastWords
-    ) -> ToolOutcome:
-        ref = await self._directory().open(key, ceiling=ceiling)
-        await ask(ref, Init(caller, parent.agent_id, model=parent.model, mode="oneshot"))
-        message = RunTurn(
-            caller, [{"role": "user", "content": prompt}], None, None, words.take, new_future()
-        )
+    async def _run(self, ref: Ref, caller: Caller, prompt: str, words: _LastWords) -> ToolOutcome:
+        message = RunTurn(caller, [{"role": "user", "content": prompt}], None, None, words.take, new_future())
         try:
             with trio.move_on_after(TIMEOUT_S) as timeout:
                 await run_turn(ref, message)

@@ -17,7 +17,7 @@ from actors.runtime.base import Block, Ceiling, Message, SessionIdentity, ToolUs
 from actors.tools.base import ToolOutcome
 from protocol.canonical import hash_of
 from protocol.entry import Entry
-from protocol.errors import CanonicalError
+from protocol.errors import CanonicalError, RequestError
 from protocol.events import Event, LedgerAppend, ToolResult, TurnStarted
 from store.clock import rfc3339
 from store.mailbox import Mail, SettleMail
@@ -59,12 +59,12 @@ class Turn:
     carried: list[Mail] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     children: int = 0
+    tokens_left: int | None = None
     _seq: int = 0
     _blocks: list[Block] = field(default_factory=list)
     _all_blocks: list[Block] = field(default_factory=list)
     _results: list[Block] = field(default_factory=list)
     _results_kept: bool = False
-    _forgotten: bool = False
     _open: dict[str, OpenCall] = field(default_factory=dict)
     _unanswered: dict[str, None] = field(default_factory=dict)
 
@@ -88,6 +88,15 @@ class Turn:
     def spend(self, usage: Usage) -> None:
         """Count the tokens of one model call."""
         self.usage.add(usage)
+
+    def check_tokens(self) -> None:
+        """Raise `rate_limited` where the turn has used up what the daily limit left; asked between model calls."""
+        if self.tokens_left is not None and self.usage.total >= self.tokens_left:
+            raise RequestError(
+                "rate_limited",
+                f"the daily token limit of {self.identity.acting.account} was reached in this turn; the count starts "
+                "anew at 00:00 UTC, or raise tokens_per_agent_day in platform/constitution.yaml",
+            )
 
     async def call_tools(self, calls: Sequence[ToolUse]) -> list[Block]:
         """Refuse: tools run under a policy court only, and the constitutional runtime brings it."""
@@ -130,11 +139,6 @@ class Turn:
     def announce_start(self) -> None:
         """Emit the first event, which names the turn."""
         self.emit(TurnStarted(self.id))
-
-    @property
-    def forgotten(self) -> bool:
-        """Whether a part of its messages was taken out of the history again: carried mail that it did not settle."""
-        return self._forgotten
 
     def close_message(self) -> None:
         """Let the assistant's blocks since the last call join the history as one message, at the next commit."""
@@ -258,7 +262,6 @@ class Turn:
         settled = status in ("complete", "cancelled")
         if not settled and self.carried:
             self.journal.add(ForgetCarriedMail(self.identity.session_id, self.id))
-            self._forgotten = True
         self.journal.add(
             SettleMail(self.id, completed if settled else None),
             EndTurn(
@@ -275,7 +278,7 @@ class Turn:
         if self.usage.total:
             self.journal.add(
                 AddUsage(
-                    self.identity.acting.actor,
+                    self.identity.acting.account,
                     moment.date().isoformat(),
                     self.usage.total - self.usage.output_tokens,
                     self.usage.output_tokens,

@@ -44,3 +44,8 @@ class Acting(msgspec.Struct, frozen=True):
     actor: str
     tier: Tier
     name: str
+
+    @property
+    def account(self) -> str:
+        """On whose account tokens are spent: the actor, and one account for all guests together."""
+        return "guest" if self.actor.startswith("guest:") else self.actor

@@ -325,7 +325,8 @@ def find_session_by_id(database: apsw.Connection, identifier: str) -> SessionRow
 def idle_session_keys(database: apsw.Connection, since: str) -> list[str]:
     """Return the keys of the open `domain` sessions that were last active at `since` (RFC 3339) or before."""
     rows = database.execute(
-        "SELECT session_key FROM sessions WHERE mode = 'domain' AND state != 'closed' AND last_activity <= ?", (since,)
+        "SELECT session_key FROM sessions WHERE mode = 'domain' AND state != 'closed' AND last_activity <= ?",
+        (since,),
     )
     return [str(row[0]) for row in rows]
 

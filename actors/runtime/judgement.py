@@ -92,6 +92,7 @@ class JudgedTurn:
 
     async def call_tools(self, calls: Sequence[ToolUse]) -> list[Block]:
         """Judge, record and run the calls of one model message, in order."""
+        self.turn.check_tokens()
         self.turn.close_message()
         waiting = list(calls)
         while waiting:

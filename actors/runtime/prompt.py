@@ -24,6 +24,12 @@ do not try to get around it, do what is possible or hand the work over.
 """
 
 
+_TAINTED = (
+    "This turn carries mail from somebody who is trusted less than you. Your reach is narrower for as long as it does, "
+    "and what you send is marked as coming from that trust."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class PromptParts:
     """What a prompt is assembled from; `blocked` is (tool, reason), `board` the last lines, oldest first."""
@@ -62,8 +68,7 @@ def _reach(parts: PromptParts) -> str:
     if parts.tainted:
         lines += [
             "",
-            "This turn carries mail from somebody who is trusted less than you. Your reach is narrower for as long as "
-            "it does, and what you send is marked as coming from that trust.",
+            _TAINTED,
         ]
     lines += ["", f"Your tools: {', '.join(parts.tools) or 'none'}."]
     if parts.tier is Tier.UNKNOWN and parts.blocked:

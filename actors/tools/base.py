@@ -63,8 +63,8 @@ class ToolContext:
     """Where a call runs: for whom, with which trust and reach, and the doors that it may use.
 
     `tier` and `workspace` are those in force at this moment of the turn. `hops` is the longest thread of mail that the
-    turn carries (0 if none), `thread` that thread. `reader` is under whose addresses mail arrives here, or None. `services`
-    are the store and the roster; `run_child` runs a prompt in a child session of the same or lower reach.
+    turn carries (0 if none), `thread` that thread. `reader`: under whose addresses mail arrives here, or None. The
+    `services` are the store and the roster; `run_child` runs a prompt in a child session of the same or lower reach.
     """
 
     call_id: str

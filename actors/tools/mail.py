@@ -51,7 +51,7 @@ def check_text(subject: str, body: str) -> str | None:
     if len(subject) > SUBJECT_CHARACTERS_MAX:
         return f"the subject has {len(subject)} characters, the most is {SUBJECT_CHARACTERS_MAX}; shorten it."
     if len(body) > BODY_CHARACTERS_MAX:
-        return f"the body has {len(body)} characters, the most is {BODY_CHARACTERS_MAX}; put it into a file and say where."
+        return f"the body has {len(body)} characters, the most is {BODY_CHARACTERS_MAX}; put it into a file."
     return None
 
 

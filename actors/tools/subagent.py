@@ -17,8 +17,9 @@ class SpawnSubagent(Tool):
     path_arguments: ClassVar[dict[str, str]] = {"working_dir": "read"}
     definition: ClassVar = ToolDefinition(
         "spawn_subagent",
-        f"Give a self-contained piece of work to a subagent and wait for its answer, at most {TIMEOUT_S} seconds. It has "
-        "your tools and at most your reach, and knows only what the prompt says. With working_dir it can write only there.",
+        f"Give a self-contained piece of work to a subagent and wait for its answer, at most {TIMEOUT_S} seconds. "
+        "It has your tools and at most your reach, and knows only what the prompt says. With working_dir it can write "
+        "only there.",
         {
             "type": "object",
             "properties": {
