@@ -81,10 +81,14 @@ class Court(Actor):
         raise TypeError(f"the court takes Reload, not {message!r}")
 
     async def _watch_files(self) -> None:
-        async for _ in watchfiles.awatch(
-            self._platform, step=QUIET_MS, debounce=10_000, stop_event=None, raise_interrupt=False
-        ):
-            self.ref.tell(Reload())
+        # The thread that watches is not cancelled with its task: it looks at the event every QUIET_MS.
+        stop = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_set_when_cancelled, stop)
+            async for _ in watchfiles.awatch(
+                self._platform, step=QUIET_MS, debounce=10_000, stop_event=stop, raise_interrupt=False
+            ):
+                self.ref.tell(Reload())
 
     async def _reload(self) -> Reloaded:
         try:
@@ -127,6 +131,13 @@ class Court(Actor):
         )
         self._latest = [entry.cid]
         await self._journal.commit()
+
+
+async def _set_when_cancelled(stop: trio.Event) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        stop.set()
 
 
 def _same(one: Content, other: Content) -> bool:

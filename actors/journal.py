@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import trio
+
 from actors.kernel import Ref
 from actors.ledger_writer import commit
 from protocol.entry import Entry, make_entry
@@ -52,7 +54,11 @@ class Journal:
         return pending
 
     async def commit(self) -> None:
-        """Commit what was collected; returns when it is durable. Raises like `actors.ledger_writer.commit`."""
+        """Commit what was collected; returns when it is durable. Raises like `actors.ledger_writer.commit`.
+
+        Not cut short by cancellation: a turn that did not know whether its step was recorded could not go on from it.
+        """
         pending = self.withdraw()
         if pending:
-            await commit(self._writer, *pending)
+            with trio.CancelScope(shield=True):
+                await commit(self._writer, *pending)
