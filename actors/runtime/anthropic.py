@@ -15,7 +15,6 @@ import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx
@@ -23,16 +22,13 @@ import orjson
 import structlog
 import trio
 
+from actors.runtime.anthropic_environment import MODEL_DEFAULT, Connection, read_environment
 from actors.runtime.base import SessionIdentity, TurnRequest
-from actors.runtime.messages_loop import MessagesRuntime, ModelSettings, Payload, Thinking
-from protocol.errors import BackendError, ConfigurationError
+from actors.runtime.messages_loop import MessagesRuntime, ModelSettings, Payload
+from protocol.errors import BackendError
 from protocol.messages import error_of, excerpt
 from protocol.sse import EventStreamParser
 
-MODEL_DEFAULT: Final = "claude-sonnet-5-5"
-"""The model of sessions that name none; `AGENT_RUNNER_MODEL` overrides it."""
-
-BASE_URL_DEFAULT: Final = "https://api.anthropic.com"
 API_VERSION: Final = "2023-06-01"
 """The `anthropic-version` whose stream events `protocol.messages` reads."""
 
@@ -55,16 +51,6 @@ _NEXT_STEPS: Final = {
 }
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """Where the server is, and how long it may be silent."""
-
-    api_key: str
-    base_url: str = BASE_URL_DEFAULT
-    connect_timeout_s: float = 10.0
-    read_timeout_s: float = 120.0
 
 
 class _TryFailedError(Exception):
@@ -106,31 +92,8 @@ class AnthropicRuntime(MessagesRuntime):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> AnthropicRuntime:
-        """Return the backend that the environment describes.
-
-        Reads ANTHROPIC_API_KEY, ANTHROPIC_BASE_URL, AGENT_RUNNER_MODEL, AGENT_RUNNER_MAX_TOKENS,
-        AGENT_RUNNER_THINKING (`adaptive`, `between_tools`, `disabled` or a budget of at least 1024 tokens) and
-        AGENT_RUNNER_READ_TIMEOUT (seconds). Raises ConfigurationError for a value that cannot be used.
-        """
-        key = environment.get("ANTHROPIC_API_KEY", "").strip()
-        if not key or not key.isascii() or not key.isprintable() or " " in key:
-            raise ConfigurationError(
-                "ANTHROPIC_API_KEY",
-                None,
-                "no usable key is set",
-                "Set it to the key as the console shows it.",
-            )
-        connection = Connection(
-            api_key=key,
-            base_url=_base_url(environment.get("ANTHROPIC_BASE_URL", "").strip() or BASE_URL_DEFAULT),
-            read_timeout_s=_positive(environment, "AGENT_RUNNER_READ_TIMEOUT", 120),
-        )
-        settings = ModelSettings(
-            model=environment.get("AGENT_RUNNER_MODEL", "").strip() or MODEL_DEFAULT,
-            tokens_max=_positive(environment, "AGENT_RUNNER_MAX_TOKENS", 32_000),
-            thinking=_thinking(environment),
-        )
-        return cls(connection, settings)
+        """Return the backend that the environment describes; see `read_environment`."""
+        return cls(*read_environment(environment))
 
     async def aclose(self) -> None:
         """Close the pool of connections."""
@@ -143,7 +106,7 @@ class AnthropicRuntime(MessagesRuntime):
         return {
             "name": self.name,
             "model": self.settings.model,
-            "base_url": self.connection.base_url,
+            "base_url": self.connection.public_url,
             "health": self._last_error or ("ok" if self._calls else "unused"),
             "calls": self._calls,
             "retries": self._retries,
@@ -293,7 +256,7 @@ class AnthropicRuntime(MessagesRuntime):
                     raise _TryFailedError(error, is_retried=error.code != "backend_error")
 
     def _failed(self, error: httpx.HTTPError) -> _TryFailedError:
-        where = self.connection.base_url
+        where = self.connection.public_url
         if isinstance(error, httpx.ConnectTimeout):
             reason = (
                 f"no connection to the model server at {where} within {self.connection.connect_timeout_s:g} s"
@@ -319,14 +282,11 @@ class AnthropicRuntime(MessagesRuntime):
 
     def _refused(self, response: httpx.Response, body: bytes) -> _TryFailedError:
         status = response.status_code
-        code = _CODES.get(status, "backend_error")
-        try:
-            fields = orjson.loads(body)
-            reported = error_of(fields)
-            reason = self._clean(reported.message.partition(": ")[2])
+        code, reason = _CODES.get(status, "backend_error"), self._clean(body)
+        reported = _reported(body)
+        if reported is not None:
             code = reported.code if reported.code != "backend_error" else code
-        except (ValueError, AttributeError):
-            reason = self._clean(body)
+            reason = self._clean(reported.message)
         step = _NEXT_STEPS.get(status, "Try again later." if status >= 500 else "")
         message = (
             f"the model server answered {status} ({reason or response.reason_phrase or 'no reason'}). {step}"
@@ -341,6 +301,17 @@ class AnthropicRuntime(MessagesRuntime):
         text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
         text = re.sub(r"(?is)<(script|style)\b.*?</\1\s*>|<[^>]*>", " ", text)
         return excerpt(text.replace(self.connection.api_key, "[key]"), 200)
+
+
+def _reported(body: bytes) -> BackendError | None:
+    """Return the error that a body describes as the Messages API does, or None if it is something else."""
+    try:
+        fields = orjson.loads(body)
+    except ValueError:
+        return None
+    if not isinstance(fields, dict) or not isinstance(fields.get("error"), dict):
+        return None
+    return error_of(fields)
 
 
 async def _read_bounded(body: AsyncIterator[bytes]) -> bytes:
@@ -384,47 +355,3 @@ def _retry_after_s(value: str | None, now: dt.datetime) -> float | None:
             moment = moment.replace(tzinfo=dt.UTC)
         seconds = (moment - now).total_seconds()
     return max(0.0, seconds) if seconds == seconds else None  # noqa: PLR0124 - "nan" is a float too
-
-
-def _base_url(value: str) -> str:
-    try:
-        url = httpx.URL(value)
-    except httpx.InvalidURL as error:
-        raise _unusable("ANTHROPIC_BASE_URL", value, f"it is no URL ({error})", BASE_URL_DEFAULT) from error
-    if url.scheme not in ("http", "https") or not url.host:
-        raise _unusable("ANTHROPIC_BASE_URL", value, "it is no http or https URL", BASE_URL_DEFAULT)
-    return value.rstrip("/")
-
-
-def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
-    value = environment.get(name, "").strip()
-    if not value:
-        return default
-    if not (value.isascii() and value.isdigit() and int(value) > 0):
-        raise _unusable(name, value, "it is no whole number above 0", str(default))
-    return int(value)
-
-
-def _thinking(environment: Mapping[str, str]) -> Thinking:
-    value = environment.get("AGENT_RUNNER_THINKING", "").strip()
-    if not value:
-        return None
-    if value in ("adaptive", "between_tools", "disabled"):
-        return value  # type: ignore[return-value] # one of the three literals
-    if value.isascii() and value.isdigit() and int(value) >= 1024:
-        return int(value)
-    raise _unusable(
-        "AGENT_RUNNER_THINKING",
-        value,
-        "it is neither a mode nor a budget of at least 1024 tokens",
-        "adaptive",
-    )
-
-
-def _unusable(name: str, value: str, problem: str, example: str) -> ConfigurationError:
-    return ConfigurationError(
-        name,
-        None,
-        f"{excerpt(value, 80)!r} cannot be used: {problem}",
-        f"Set it to something like {example}.",
-    )

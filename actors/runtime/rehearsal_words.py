@@ -176,7 +176,7 @@ _WORDS: Final[list[tuple[str, Callable[[re.Match[str]], Command]]]] = [
 _PATTERNS: Final = [(re.compile(pattern, re.IGNORECASE | re.DOTALL), build) for pattern, build in _WORDS]
 _SEPARATOR: Final = re.compile(r"(\s*\n\s*(?:then\s+)?|,?\s+then\s+|,?\s+and also\s+)", re.IGNORECASE)
 _MAIL: Final = re.compile(
-    r"\[mailbox from (?P<sender>[^\]\n]+)\] ?(?P<subject>[^\n]*)(?:\n(?P<body>.*))?", re.DOTALL
+    r"\[mailbox from (?P<sender>[^\]\s]+)[^\]\n]*\] ?(?P<subject>[^\n]*)(?:\n(?P<body>.*))?", re.DOTALL
 )
 _REPLY: Final = re.compile(r"reply to this: ?(?P<text>.+)", re.IGNORECASE | re.DOTALL)
 _WAKE: Final = re.compile(r"You have \d+ unread mailbox message")
@@ -233,9 +233,7 @@ def plan(texts: list[str]) -> list[Step]:
             prompt = text
             continue
         carries_mail = True
-        steps += _mail_steps(
-            match["sender"].split()[0], match["subject"].strip(), (match["body"] or "").strip()
-        )
+        steps += _mail_steps(match["sender"], match["subject"].strip(), (match["body"] or "").strip())
     asked = parse(prompt)
     if not asked and not carries_mail and _WAKE.match(prompt):
         asked = [[call("read_mailbox", {})]]

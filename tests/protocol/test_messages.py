@@ -161,6 +161,7 @@ def test_whole_input_at_the_start_of_the_block_is_taken():
         (r'{"\udc00": 1}', "cannot be kept"),
         ('{"n": 9007199254740993}', "cannot be kept"),
         ('{"a":' * 200 + "1" + "}" * 200, "cannot be kept"),
+        ('{"a":' * 125 + "1" + "}" * 125, "cannot be kept"),
         ("[" * 100_000, "not JSON"),
     ],
 )

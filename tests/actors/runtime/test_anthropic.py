@@ -9,7 +9,8 @@ import httpx
 import pytest
 import trio
 
-from actors.runtime.anthropic import MODEL_DEFAULT, AnthropicRuntime, Connection
+from actors.runtime.anthropic import AnthropicRuntime
+from actors.runtime.anthropic_environment import MODEL_DEFAULT, Connection
 from actors.runtime.messages_loop import ModelSettings
 from protocol.errors import BackendError, ConfigurationError
 from protocol.events import TextDelta
@@ -214,6 +215,20 @@ async def test_page_instead_of_a_stream_is_an_error_with_a_clean_excerpt(server)
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(
+    "body", ['{"detail": "no such route"}', '["no such route"]', '{"error": "no such route"}', "7"]
+)
+async def test_error_of_another_shape_is_quoted_as_it_is(server, body):
+    server.script(Response((body.encode(),), 404, {"content-type": "application/json"}))
+    assert body in (await fail(runtime_for(server))).message
+
+
+async def test_redirect_is_not_followed_since_the_key_would_go_with_it(server):
+    server.script(Response((), 307, {"location": f"{server.url}/v1/messages"}))
+    assert "answered 307" in (await fail(runtime_for(server))).message
+    assert len(server.requests) == 1
+
+
 async def test_huge_body_of_an_error_is_not_read_to_its_end(server):
     server.script(Response(tuple([b"x" * 65_536] * 400), 400, {"content-type": "text/plain"}))
     error = await fail(runtime_for(server))
@@ -408,6 +423,11 @@ async def test_last_error_is_shown_until_a_call_succeeds(server):
     assert "400" in runtime.status()["health"]
     await run(runtime)
     assert runtime.status()["health"] == "ok"
+
+
+def test_password_in_the_url_is_not_shown():
+    runtime = AnthropicRuntime(Connection(KEY, "http://user:secret@model.test/prefix"))
+    assert runtime.status()["base_url"] == "http://model.test/prefix"
 
 
 def test_environment_sets_what_it_names():
