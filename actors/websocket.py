@@ -250,16 +250,22 @@ class ServerSocket(WebSocketConnection):
     async def finish(self) -> None:
         """Close the stream; call it when neither `read` nor `write` runs any more.
 
-        After a close frame the stream is half-closed and drained for at most `disconnect_timeout_s`: closing a
-        socket with unread data resets it, and the close frame would be lost on its way.
+        After a close frame of ours the stream is half-closed and drained until the peer's, its end, or at most
+        `disconnect_timeout_s`: closing a socket with unread data resets it, and the close frame would be lost.
         """
         try:
-            if self._close_sent:
+            if self._close_sent and self._wsproto.state is ConnectionState.LOCAL_CLOSING:
                 with trio.move_on_after(self._limits.disconnect_timeout_s):
                     await self._half_closeable.send_eof()
-                    while await self._half_closeable.receive_some(_SEND_BYTES):
+                    while (
+                        data := await self._half_closeable.receive_some(_SEND_BYTES)
+                    ) and not self._said_bye(data):
                         pass
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the peer was faster
         finally:
             await trio.aclose_forcefully(self._half_closeable)
+
+    def _said_bye(self, data: bytes | bytearray) -> bool:
+        self._wsproto.receive_data(bytes(data))
+        return any(isinstance(event, CloseConnection) for event in self._wsproto.events())

@@ -1,4 +1,6 @@
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +20,7 @@ from protocol.errors import RequestError
 from protocol.native import frames
 from protocol.native.connection import Shutdown
 from tests.support.fake_service import FakeService
+from tests.support.raw_websocket import RawWebSocket
 
 QUICK = SocketLimits(disconnect_timeout_s=0.5)
 
@@ -449,6 +452,61 @@ async def test_listener_that_crashes_comes_back_on_the_same_port() -> None:
                 await opened(after)
             await opened(before)
     await gateway.close()
+
+
+# -- real sockets, with buffers of their own ----------------------------------------------------------------------
+
+
+async def raw(gateway: Gateway) -> RawWebSocket:
+    client = RawWebSocket(await trio.open_tcp_stream("127.0.0.1", gateway.port))
+    await client.shake_hands()
+    return client
+
+
+async def test_client_that_sends_too_much_still_reads_why_it_is_closed() -> None:
+    async with running(FakeService()) as gateway:
+        client = await raw(gateway)
+        await client.say("x" * (6 * 1024 * 1024))
+        assert await client.close_code() == 1009
+        await client.stream.aclose()
+
+
+async def test_client_that_never_reads_is_closed_with_1013_its_turn_goes_on_and_others_are_served() -> None:
+    service = FakeService()
+    async with running(service) as gateway, connect(gateway.url) as other:
+        client = await raw(gateway)
+        await client.say('{"id":0,"method":"session.init","params":{"agent_id":"a","session_key":"k"}}')
+        await client.say('{"id":1,"method":"turn.run","params":{"session_key":"k","message":"pour 400"}}')
+        await service.until(lambda: service.turns_ended == ["k"])
+        turn = other.turn({"session_key": await opened(other), "message": "say 3"})
+        assert len([event async for event in turn]) == 5
+        assert await client.close_code() == 1013
+        await client.stream.aclose()
+
+
+async def test_client_that_never_reads_at_all_is_dropped_after_the_deadline_of_a_send() -> None:
+    service = FakeService()
+    limits = SocketLimits(disconnect_timeout_s=0.1, send_timeout_s=0.1, outbox_bytes_max=2**30)
+    async with running(service, GatewayLimits(socket=limits)) as gateway:
+        client = await raw(gateway)
+        await client.say('{"id":0,"method":"session.init","params":{"agent_id":"a","session_key":"k"}}')
+        await client.say('{"id":1,"method":"turn.run","params":{"session_key":"k","message":"pour 400"}}')
+        await service.until(lambda: service.closed)
+        assert service.turns_ended == ["k"]
+        await client.stream.aclose()
+
+
+async def test_client_that_resets_its_socket_leaves_nothing_behind() -> None:
+    service = FakeService()
+    async with running(service) as gateway:
+        for _ in range(20):
+            client = await raw(gateway)
+            await client.say('{"id":1,"method":"session.status","params":{"session_key":"k"}}')
+            assert isinstance(client.stream, trio.SocketStream)
+            client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await client.stream.aclose()
+        await service.until(lambda: len(service.closed) == 20)
+        assert gateway.connection_count == 0
 
 
 # -- the client ---------------------------------------------------------------------------------------------------
