@@ -1,0 +1,1 @@
+"""Figures that can be repeated: one file a question, each run by itself as `python -m bench.NAME`."""
