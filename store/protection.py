@@ -47,6 +47,18 @@ class Bars:
         )
 
 
+class _Protection:
+    """One protected path and where to look it up; worked out once, since it is looked up for every operation."""
+
+    __slots__ = ("above", "itself", "name", "path")
+
+    def __init__(self, path: str, root: Path) -> None:
+        self.path = path
+        self.itself = root / path
+        self.above = self.itself.parent
+        self.name = self.itself.name.encode()
+
+
 class Protected:
     """The protected paths of one root.
 
@@ -60,21 +72,20 @@ class Protected:
         unreadable: Iterable[str] = UNREADABLE,
         unwritable: Iterable[str] = UNWRITABLE,
     ) -> None:
-        self._root = root.absolute()
-        self._unreadable = tuple(unreadable)
-        self._unwritable = (*self._unreadable, *unwritable)
+        top = root.absolute()
+        self._unreadable = tuple(_Protection(path, top) for path in unreadable)
+        self._unwritable = (*self._unreadable, *(_Protection(path, top) for path in unwritable))
 
     def bars(self, *, write: bool) -> Bars:
         """Return what is barred now to read, or to write."""
         identities: set[Identity] = set()
         places: set[tuple[Identity, bytes]] = set()
-        for path in self._unwritable if write else self._unreadable:
-            folder, _, name = path.rpartition("/")
-            above = _identity(self._root / folder)
+        for protected in self._unwritable if write else self._unreadable:
+            above = _identity(protected.above)
             if above is None:
                 continue
-            places.add((above, name.encode()))
-            itself = _identity(self._root / folder / name)
+            places.add((above, protected.name))
+            itself = _identity(protected.itself)
             if itself is not None:
                 identities.add(itself)
         return Bars(frozenset(identities), frozenset(places))
@@ -83,8 +94,8 @@ class Protected:
         """Return whether a path relative to the root is protected by its name alone."""
         path = "/".join(parts)
         return any(
-            path == own or path.startswith(own + "/")
-            for own in (self._unwritable if write else self._unreadable)
+            path == protected.path or path.startswith(protected.path + "/")
+            for protected in (self._unwritable if write else self._unreadable)
         )
 
 

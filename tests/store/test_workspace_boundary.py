@@ -301,7 +301,7 @@ def handles():
     assert open_handles() == before
 
 
-@pytest.fixture(params=["this account", "unprivileged"])
+@pytest.fixture
 def base(request, tmp_path):
     if request.param == "this account":
         yield tmp_path
@@ -311,7 +311,11 @@ def base(request, tmp_path):
 
 
 @pytest.mark.usefixtures("handles")
-@pytest.mark.parametrize("opener", OPENERS)
+@pytest.mark.parametrize(
+    ("base", "opener"),
+    [("this account", "strongest"), ("this account", "walk"), ("unprivileged", "strongest")],
+    indirect=["base"],
+)
 @pytest.mark.parametrize("tier", TIERS)
 def test_no_hostile_path_reads_or_writes_outside(base, tier, opener):
     root = build(base)
@@ -349,7 +353,7 @@ def test_no_hostile_path_reads_or_writes_outside(base, tier, opener):
 
 
 @pytest.mark.skipif(strongest() is not openat2_beneath, reason="this kernel has no openat2 to compare with")
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", ["registered", "standing"])
 def test_the_walk_says_what_the_kernel_says(tmp_path, tier):
     """The same paths in the same trees, so that a system without openat2 is no different to its agents."""
     own, mounts = TIERS[tier]
@@ -385,7 +389,7 @@ def test_any_text_is_a_path_below_the_root_or_a_denial(path):
     assert not any("/" in part or "\0" in part for part in parts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_random_links_and_paths_never_reach_the_secret(tmp_path_factory, data):
     base = tmp_path_factory.mktemp("random")
