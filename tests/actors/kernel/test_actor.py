@@ -3,7 +3,7 @@
 import pykka
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import wait_all_tasks_blocked
 
 from actors.kernel import (
     Actor,
@@ -17,57 +17,12 @@ from actors.kernel import (
     Future,
     Intensity,
     Ref,
-    Refusal,
     Restart,
     RootFailedError,
     Supervisor,
     open_system,
 )
-
-
-@pytest.fixture
-def autojump_clock():
-    return MockClock(autojump_threshold=0)
-
-
-class Recorder(Actor):
-    """Does what it is told: tuples (command, …); writes what happens to a log that outlives it."""
-
-    def __init__(self, log, name="actor"):
-        self.log = log
-        self.name = name
-
-    async def on_start(self):
-        self.log.append(f"{self.name} start")
-
-    async def on_stop(self):
-        self.log.append(f"{self.name} stop")
-
-    async def on_failure(self, exception_type, exception_value, traceback):
-        self.log.append(f"{self.name} failure {exception_type.__name__}")
-
-    async def on_receive(self, message):
-        match message:
-            case "crash":
-                raise ValueError("told to crash")
-            case "refuse":
-                return Refusal(KeyError("no such thing"))
-            case ("sleep", seconds):
-                await trio.sleep(seconds)
-            case ("ask", ref, question):
-                return await ref.ask(question)
-            case ("task", function):
-                self.start_task(function)
-            case ("run", function):
-                return await function(self)
-            case _:
-                self.log.append(message)
-        return message
-
-
-def one(factory, **fields):
-    """A tree of one supervised actor, `a`."""
-    return ChildSpec("root", lambda: Supervisor([ChildSpec("a", factory, **fields)]))
+from tests.actors.kernel.recorder import Recorder, one
 
 
 async def test_actor_and_ref_are_pykkas_by_type():
@@ -443,7 +398,7 @@ async def test_keyboard_interrupt_in_a_handler_stops_the_tree_in_order_and_is_ra
     async def interrupt(_actor):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012  # what raises is the end of the block
         async with open_system(spec) as system:
             system.supervisor.child("a").tell(("run", interrupt))
             await trio.sleep_forever()
@@ -495,7 +450,7 @@ async def test_start_failure_of_the_root_is_raised():
 
 async def test_root_crash_cancels_the_block_and_is_raised():
     log = []
-    with pytest.raises(RootFailedError) as caught:
+    with pytest.raises(RootFailedError) as caught:  # noqa: PT012  # what raises is the end of the block
         async with open_system(ChildSpec("root", lambda: Recorder(log))) as system:
             system.root.tell("crash")
             await trio.sleep_forever()
