@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 
 from actors.runtime.base import Block, Message
 from protocol.canonical import canonical_json
@@ -18,7 +18,27 @@ LEFT_OUT: Final = (
     "runner. Ask, or look into your files, for what you need of them.]"
 )
 
+
+class StoredMessage(dict[str, Any]):
+    """A message of the history that remembers its canonical JSON: it is hashed anew with every turn that follows."""
+
+    __slots__ = ("canonical",)
+
+    def __init__(self, message: Message) -> None:
+        super().__init__(message)
+        self.canonical = canonical_json(message)
+
+
 _StoredTurn = tuple[int, list[Message]]
+
+
+def canonical_messages(messages: Sequence[Message]) -> bytes:
+    """Return the canonical JSON of a list of messages, written out once for those of the history."""
+    pieces = (
+        message.canonical if isinstance(message, StoredMessage) else canonical_json(message)
+        for message in messages
+    )
+    return b"[" + b",".join(pieces) + b"]"
 
 
 class Context:
@@ -37,9 +57,9 @@ class Context:
 
     def append(self, messages: Sequence[Message]) -> None:
         """Add the messages of a turn that has ended."""
-        kept = [message for message in messages if not _only_thinks(message)]
+        kept: list[Message] = [StoredMessage(message) for message in messages if not _only_thinks(message)]
         if kept:
-            self._turns.append((_tokens(kept), kept))
+            self._turns.append((len(canonical_messages(kept)) // CHARACTERS_PER_TOKEN + 1, kept))
 
     def messages(self, tokens_max: int) -> list[Message]:
         """Return the messages of the newest turns that fit, oldest first; a marker stands for what is left out."""
@@ -54,10 +74,6 @@ class Context:
         found = [message for _, messages in self._turns for message in messages]
         marker: Message = {"role": "user", "content": LEFT_OUT}
         return [marker, *found] if self._shortened else found
-
-
-def _tokens(messages: Sequence[Message]) -> int:
-    return sum(len(canonical_json(message["content"])) for message in messages) // CHARACTERS_PER_TOKEN + 1
 
 
 def _only_thinks(message: Message) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import apsw
 
+from actors.context import canonical_messages
 from actors.court import Enacted
 from actors.runtime.base import (
     AgentRuntime,
@@ -29,7 +30,7 @@ from actors.runtime.prompt import PromptParts, assemble, mail_text
 from actors.tools.base import ToolContext, ToolOutcome, ToolServices
 from actors.tools.registry import Registry
 from actors.turn import Turn
-from protocol.canonical import hash_of
+from protocol.canonical import blake3_hex, canonical_json, hash_of
 from protocol.constitution import mounts_for
 from protocol.entry import Entry
 from protocol.events import MailboxInjected, PolicyGate
@@ -301,10 +302,15 @@ def _reader_id(session: SessionIdentity) -> str:
 
 def _input_hash(request: TurnRequest) -> str:
     """Hash what the model is first asked: system prompt, messages and tool names."""
-    return hash_of(
-        {
-            "system": list(request.system),
-            "messages": list(request.messages),
-            "tools": [tool.name for tool in request.tools],
-        }
+    system = canonical_json(list(request.system))
+    tools = canonical_json([tool.name for tool in request.tools])
+    # The canonical form of {"messages": …, "system": …, "tools": …}, put together from parts: the history has its own.
+    return blake3_hex(
+        b'{"messages":'
+        + canonical_messages(request.messages)
+        + b',"system":'
+        + system
+        + b',"tools":'
+        + tools
+        + b"}"
     )
