@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from protocol.mounts import Mount
-from store.confinement import ancestors, identity_of, openat2_beneath, strongest, walk_beneath
+from store.confinement import ancestors, identity_of, open_regular, openat2_beneath, strongest, walk_beneath
 from store.reach import Reach
 from store.replacement import replace
 from store.workspace import FileMissingError, Protected, Workspace, WorkspaceDenied, WorkspaceError
@@ -313,6 +313,28 @@ def test_a_link_at_the_end_is_not_followed_when_that_was_asked(root, folder, ope
     with pytest.raises(OSError) as caught:  # noqa: PT011 (the number is the claim)
         opener(folder, b"link", os.O_RDONLY | os.O_NOFOLLOW)
     assert caught.value.errno == errno.ELOOP
+
+
+def test_a_hard_link_that_is_gone_again_is_not_taken_for_a_plain_file(root, folder, opener):
+    """Another name of a secret stands at the name for the open alone: a moment later the secret has one name again."""
+    own, secret = root / OWN, root / "platform/secret"
+    secret.write_text("secret")
+    rounds = []
+
+    def meddling(directory, path, flags):
+        rounds.append(path)
+        if len(rounds) > 3:
+            return opener(directory, path, flags)
+        (own / "note").rename(own / "aside")
+        os.link(secret, own / "note")
+        handle = opener(directory, path, flags)
+        (own / "aside").rename(own / "note")
+        return handle
+
+    handle, status = open_regular(meddling, folder, b"note")
+    os.close(handle)
+    assert identity_of(status) == identity_of((own / "note").stat())
+    assert len(rounds) == 4
 
 
 def test_a_path_that_c_would_cut_short_is_a_mistake_of_the_caller(folder):
