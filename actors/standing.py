@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from actors.directory import Directory, ask, new_future, run_turn
-from actors.kernel import Actor, ChildSpec, Intensity, Restart, Strategy, Supervisor
+from actors.kernel import Actor, ChildSpec, Intensity, Ref, Restart, Strategy, Supervisor
 from actors.ledger_writer import commit
 from actors.session_messages import Caller, Init, RunTurn, Status, Subscribe
 from actors.sessions import SessionServices
@@ -20,7 +20,7 @@ from protocol.errors import AgentRunnerError, RequestError
 from protocol.roster import Identity, Roster
 from store.clock import rfc3339
 from store.mailbox import Reader, count_unread, unread
-from store.sessions import RecordWake
+from store.sessions import RecordWake, find_session
 
 WINDOW_S: Final = 600.0
 """The span in which wake-ups are counted."""
@@ -91,8 +91,21 @@ class StandingAgent(Actor):
         self._timer: trio.CancelScope | None = None
 
     async def on_start(self) -> None:
-        """Look for what arrived while nobody was there."""
+        """Open the persistent session, if there is none yet, and look for what arrived while nobody was there."""
+        self.start_task(self._settle_in, name="settle in")
+
+    async def _settle_in(self) -> None:
+        if find_session(self._services.database, session_key_of(self._memory.id)) is None:
+            try:
+                await self._open_session()
+            except AgentRunnerError as error:
+                self._note_failure(error)
         self.ref.tell(LookForMail())
+
+    async def _open_session(self) -> Ref:
+        ref = await self._directory.open(session_key_of(self._memory.id))
+        await ask(ref, Init(_CALLER, self._memory.id, mode="persistent"))
+        return ref
 
     async def on_receive(self, message: Any) -> Any:
         """Wake the session if there is mail and nothing stands against it."""
@@ -170,8 +183,7 @@ class StandingAgent(Actor):
 
     async def _run_wake_turn(self, waiting: int) -> bool:
         """Run a turn in the idle session; return whether to look again at once (not while it is busy)."""
-        ref = await self._directory.open(session_key_of(self._memory.id))
-        await ask(ref, Init(_CALLER, self._memory.id, mode="persistent"))
+        ref = await self._open_session()
         await ask(ref, Subscribe(self._session_is_idle))
         state = await ask(ref, Status(_CALLER))
         if state["state"] in ("running", "cancelled"):
