@@ -84,6 +84,7 @@ class ConnectionActor(Actor):
         self._waiting: deque[Request] = deque()
         self._opening = False  # a session.init is under way: what follows waits for it
         self._idle_wanted: list[Future] = []
+        self._knocking = trio.CancelScope()
         self._ended = trio.Event()
 
     # -- as an actor ---------------------------------------------------------------------------------------------
@@ -105,15 +106,19 @@ class ConnectionActor(Actor):
                 self._idle_wanted.append(self.reply_later())
                 self._tell_idle()
             case Close(code, reason):
-                self._socket.close(code, reason)
+                self._say_goodbye(code, reason)
             case _:
                 return await super().on_receive(message)
         return None
 
     async def on_drain(self) -> None:
         """Say good-bye on an orderly stop."""
-        self._socket.close(GOING_AWAY, "the runner is shutting down")
+        self._say_goodbye(GOING_AWAY, "the runner is shutting down")
         await self._ended.wait()
+
+    def _say_goodbye(self, code: int, reason: str) -> None:
+        self._socket.close(code, reason)
+        self._knocking.cancel()  # who is not in yet is not told
 
     # -- the life of the connection ------------------------------------------------------------------------------
 
@@ -134,7 +139,10 @@ class ConnectionActor(Actor):
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read, nursery.cancel_scope)
-                if await self._admit(await self._socket.handshake()):
+                admitted = False
+                with self._knocking:
+                    admitted = await self._admit(await self._socket.handshake())
+                if admitted:
                     nursery.start_soon(self._socket.keep_alive)
                     await self._socket.write()
                 nursery.cancel_scope.cancel()

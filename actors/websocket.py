@@ -98,8 +98,14 @@ class ServerSocket(WebSocketConnection):
     # -- reading -------------------------------------------------------------------------------------------------
 
     async def read(self) -> None:
-        """Read frames until the peer is gone or a close is under way; whatever breaks in it ends this one peer."""
-        await self._reader_task()
+        """Read frames until the peer is gone or a close is under way."""
+        try:
+            await self._reader_task()
+        except UnicodeError as error:
+            if self._wsproto.state is not ConnectionState.CONNECTING:
+                raise
+            # wsproto decodes some headers without a thought for what clients write there.
+            raise trio.BrokenResourceError(f"a header of the handshake is not text: {error}") from error
 
     async def handshake(self) -> WebSocketRequest:
         """Return the client's upgrade request, to be accepted or refused; raises trio.TooSlowError."""

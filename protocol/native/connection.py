@@ -4,13 +4,14 @@ The states of a connection, and what a request meets in each::
 
     state      drain()    close()    a request is
     OPEN       DRAINING   CLOSED     taken
-    DRAINING   DRAINING   CLOSED     refused with shutting_down, unless it is one of WHILE_DRAINING
+    DRAINING   DRAINING   CLOSED     refused with shutting_down, unless it is one of URGENT
     CLOSED     CLOSED     CLOSED     refused with shutting_down
 
 A request is *in flight* from `receive` until `result` or `error`. At most `in_flight_max` are, the next is refused
-with `queue_full`. The client may use one id twice at once: ids are its own affair, each request is told apart by its
-`Request` object, and the replies to both carry the id as it was sent. What is said about a request that is no longer
-in flight (an event after the end of its turn, or after the connection closed) gives None: there is nobody to hear it.
+with `queue_full` (URGENT ones have as many places again). The client may use one id twice at once: ids are its own
+affair, each request is told apart by its `Request` object, and the replies to both carry the id as it was sent. What
+is said about a request that is no longer in flight (an event after the end of its turn, or after the connection
+closed) gives None: there is nobody to hear it.
 
 A second dialect is a class with these same methods in a package beside `protocol.native`.
 """
@@ -30,8 +31,8 @@ from protocol.native.frames import NULL_ID, FrameError, Params, read_frame
 IN_FLIGHT_MAX: Final = 64
 """How many requests of one connection may wait for their replies."""
 
-WHILE_DRAINING: Final = frozenset({"session.cancel", "session.status", "tool.result", "runner.status"})
-"""What may still be asked while the runner shuts down: a running turn needs them to come to its end."""
+URGENT: Final = frozenset({"session.cancel", "session.status", "tool.result", "runner.status"})
+"""What running turns need to come to their end: taken also while the runner shuts down or much is in flight."""
 
 
 class State(enum.Enum):
@@ -125,12 +126,13 @@ class Connection:
         return request
 
     def _refusal(self, method: str) -> RequestError | None:
-        if self.state is not State.OPEN and not (self.state is State.DRAINING and method in WHILE_DRAINING):
+        urgent = method in URGENT
+        if self.state is not State.OPEN and not (urgent and self.state is State.DRAINING):
             return RequestError("shutting_down", "the runner is shutting down; connect again later")
-        if len(self._in_flight) >= self._in_flight_max:
+        if len(self._in_flight) >= self._in_flight_max * (2 if urgent else 1):
             return RequestError(
                 "queue_full",
-                f"{self._in_flight_max} requests of this connection wait for their replies; wait for one of them",
+                f"{len(self._in_flight)} requests of this connection wait for their replies; wait for one of them",
             )
         return None
 

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import lockstep_stream_pair, memory_stream_pair
 from wsproto import ConnectionType
 from wsproto.connection import Connection as Wire
@@ -142,18 +144,40 @@ async def test_what_is_no_upgrade_is_answered_with_http_400(request_: bytes) -> 
         assert await client.stream.receive_some() == b""
 
 
-async def test_handshake_that_breaks_the_library_ends_this_connection_only(
+@pytest.mark.parametrize(
+    "header", [b"Host: xn--\xff", b"Host: a\r\nConnection: \xff", b"Host: a\r\nSec-WebSocket-Protocol: \xff"]
+)
+async def test_header_that_wsproto_cannot_decode_ends_this_connection_only(header: bytes) -> None:
+    async with floor() as here:
+        client = await here.connect(shake=False)
+        await client.stream.send_all(b"GET /ws HTTP/1.1\r\n" + header + b"\r\nUpgrade: websocket\r\n\r\n")
+        assert await client.next_event() is None
+        await here.ref.wait_stopped()
+        assert here.ref.last_reason == "normal"
+
+
+async def test_crash_of_one_connection_closes_its_stream_and_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with floor() as here:
-        client = await here.connect(shake=False)
-        await client.stream.send_all(
-            b"GET /ws HTTP/1.1\r\nHost: xn--\xff\r\nConnection: \xff\r\nUpgrade: websocket\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: a\r\n\r\n"
-        )
-        assert await client.stream.receive_some() == b""
+        client = await here.connect()
+        assert here.ref.incarnation is not None
+        here.ref.incarnation.fail(RuntimeError("seeded"))
+        assert await client.next_event() is None
         await here.ref.wait_stopped()
-    assert "crashed" in caplog.text
+        assert here.service.closed == [here.ref.child_id]
+    assert "seeded" in caplog.text
+
+
+async def test_client_that_has_not_shaken_hands_does_not_hold_up_a_close(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with floor(ping_interval_s=1000) as here:
+        client = await here.connect(shake=False)
+        begun_at = trio.current_time()
+        here.ref.tell(Close(1001, "bye"))
+        assert await client.next_event() is None
+        assert trio.current_time() == begun_at
 
 
 async def test_client_that_comes_while_the_gateway_drains_is_http_503() -> None:
@@ -420,3 +444,33 @@ async def test_flood_of_requests_from_a_client_that_does_not_read_ends_with_1013
         for _ in range(300):
             await client.say("{")
         assert await client.close_code() == 1013
+
+
+# -- anything at all ----------------------------------------------------------------------------------------------
+
+frames_of_bytes = st.builds(
+    lambda first, length_byte, payload: (
+        bytes((first, 0x80 | (len(payload) if length_byte is None else length_byte))) + b"\0\0\0\0" + payload
+    ),
+    st.sampled_from([0x81, 0x01, 0x80, 0x00, 0x82, 0x88, 0x89, 0x8A, 0xFF]) | st.integers(0, 255),
+    st.none() | st.integers(0, 127),
+    st.binary(max_size=100) | st.sampled_from([STATUS.encode(), INIT.encode(), b"\x03\xe8", b"{"]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(frames_of_bytes, max_size=12), st.booleans(), st.integers(1, 64))
+async def test_whatever_bytes_arrive_end_at_most_this_connection_and_in_order(
+    sent: list[bytes], ends: bool, piece: int
+) -> None:
+    async with floor() as here:
+        client = await here.connect()
+        data = b"".join(sent)
+        for start in range(0, len(data), piece):
+            with suppress(trio.BrokenResourceError):
+                await client.stream.send_all(data[start : start + piece])
+        if ends:
+            await client.stream.aclose()
+            await here.ref.wait_stopped()
+        await trio.testing.wait_all_tasks_blocked()
+        assert here.ref.last_reason in (None, "normal")

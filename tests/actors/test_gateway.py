@@ -31,7 +31,7 @@ async def running(
 ) -> AsyncIterator[Gateway]:
     gateway = Gateway(service, host=host, port=0, limits=limits or GatewayLimits(socket=QUICK))
     await gateway.open()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as service.nursery, open_system(gateway.child_spec()):
             yield gateway
             await gateway.close()

@@ -44,8 +44,8 @@ class FakeService:
         self.closed.append(connection_id)
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Let others run until something holds; at most 5 s."""
-        with trio.fail_after(5):
+        """Let others run until something holds; at most 30 s."""
+        with trio.fail_after(30):
             while not condition():
                 await trio.testing.wait_all_tasks_blocked()
 

@@ -11,6 +11,7 @@ from protocol.native import frames
 from protocol.native.connection import Connection, Request, Shutdown, State, notice_frame
 
 STATUS = '{"id":1,"method":"runner.status"}'
+LIST = '{"id":1,"method":"agents.list"}'
 CANCEL = '{"id":2,"method":"session.cancel","params":{"session_key":"k"}}'
 
 
@@ -69,11 +70,18 @@ def test_one_id_may_be_in_flight_twice() -> None:
 
 def test_request_beyond_the_limit_is_refused_and_a_reply_makes_room() -> None:
     connection = Connection(in_flight_max=2)
-    first = taken(connection, STATUS)
-    taken(connection, STATUS)
-    assert code_of(connection.receive(STATUS)) == "queue_full"
+    first = taken(connection, LIST)
+    taken(connection, LIST)
+    assert code_of(connection.receive(LIST)) == "queue_full"
     connection.result(first, {})
-    taken(connection, STATUS)
+    taken(connection, LIST)
+
+
+def test_turn_can_be_cancelled_though_the_connection_is_full() -> None:
+    connection = Connection(in_flight_max=2)
+    for text in (LIST, LIST, CANCEL, CANCEL):
+        taken(connection, text)
+    assert code_of(connection.receive(CANCEL)) == "queue_full"
 
 
 def test_binary_frame_is_answered_and_the_connection_lives_on() -> None:
