@@ -64,7 +64,8 @@ def test_every_kind_of_line_end_ends_a_line(end):
 
 
 def test_cr_ends_a_line_at_once_and_its_lf_in_the_next_chunk_ends_no_other():
-    assert pairs(b"data: a\r", b"\n\r", b"\ndata: b\r\n\r\n") == [("message", b"a"), ("message", b"b")]
+    assert pairs(b"data: a\r\n\r") == [("message", b"a")]
+    assert pairs(b"event: x\r", b"\ndata: a\r", b"\ndata: b\r\n\r", b"\n") == [("x", b"a\nb")]
 
 
 def test_byte_order_mark_is_dropped_at_the_start_and_only_there():
@@ -154,4 +155,6 @@ def test_how_a_stream_is_cut_changes_nothing(lines, end, cuts):
     chunks = [stream[start:stop] for start, stop in itertools.pairwise(places)]
     in_pieces, whole = EventStreamParser(), EventStreamParser()
     given_in_pieces = [event for chunk in chunks for event in in_pieces.feed(chunk)] + in_pieces.finish()
-    assert given_in_pieces == whole.feed(b"\n".join(lines) + b"\n") + whole.finish()
+    bytewise = EventStreamParser()
+    one_by_one = [event for byte in stream for event in bytewise.feed(bytes([byte]))] + bytewise.finish()
+    assert given_in_pieces == one_by_one == whole.feed(b"\n".join(lines) + b"\n") + whole.finish()
