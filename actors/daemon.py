@@ -145,6 +145,7 @@ class Wiring:
     system: System = field(init=False)
     figures: WriterFigures = field(default_factory=WriterFigures)
     memories: dict[str, StandingMemory] = field(default_factory=dict)
+    hurry: trio.Event = field(default_factory=trio.Event)
 
     def __post_init__(self) -> None:
         self.enacted = Enacted(self.content)
@@ -203,6 +204,7 @@ class Wiring:
             tokens_limited=self.backend.name != "rehearsal",
             announce=self.announce,
             run_child=self.subagents.run,
+            hurry=self.hurry,
         )
 
     # --- who lives
@@ -236,6 +238,12 @@ class Wiring:
             if ref is not None:
                 with suppress(ActorDeadError, MailboxFullError):
                     ref.tell(LookForMail())
+
+    def end_turns(self) -> None:
+        """Cut running turns off: they are recorded as interrupted, and their clients are told."""
+        self.hurry.set()
+        for ref in self.directory.live():
+            ref.stop()
 
     def _roster_enacted(self, content: Content) -> None:
         self.standing.tell(RosterEnacted(content.roster))
@@ -361,9 +369,12 @@ async def run_daemon(settings: Settings, on_ready: Callable[[Ready], None]) -> N
                         continue
                     break
                 _log.info("draining", seconds=DRAIN_S)
-                nursery.start_soon(_end_at_second_signal, signals, nursery.cancel_scope)
-                await gateway.drain(timeout_s=DRAIN_S, restart_expected_ms=RESTART_EXPECTED_MS)
-                nursery.cancel_scope.cancel()
+                draining = trio.CancelScope()
+                nursery.start_soon(_hurry_after, DRAIN_S, wiring)
+                nursery.start_soon(_hurry_at_second_signal, signals, wiring, draining)
+                with draining:
+                    await gateway.drain(timeout_s=DRAIN_S, restart_expected_ms=RESTART_EXPECTED_MS)
+                await wiring.system.stop()
 
 
 async def _end_with_tree(system: System, scope: trio.CancelScope) -> None:
@@ -371,10 +382,18 @@ async def _end_with_tree(system: System, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _end_at_second_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+async def _hurry_after(seconds: float, wiring: Wiring) -> None:
+    await trio.sleep(seconds)
+    wiring.end_turns()
+
+
+async def _hurry_at_second_signal(
+    signals: AsyncIterator[int], wiring: Wiring, draining: trio.CancelScope
+) -> None:
     async for number in signals:
         if number != signal.SIGHUP:
-            scope.cancel()
+            wiring.end_turns()
+            draining.cancel()
             return
 
 

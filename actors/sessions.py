@@ -6,7 +6,7 @@ import datetime as dt
 import hmac
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import apsw
@@ -67,7 +67,10 @@ _log = structlog.get_logger("sessions")
 
 @dataclass(frozen=True, slots=True)
 class SessionServices:
-    """What every session works with; `tokens_limited` is true where tokens cost money."""
+    """What every session works with; `tokens_limited` is true where tokens cost money.
+
+    `hurry` is set when the daemon is ending and running turns are not waited for any longer.
+    """
 
     writer: Ref
     clock: StrictClock
@@ -79,6 +82,7 @@ class SessionServices:
     tokens_limited: bool
     announce: Callable[[Sequence[Mail]], None]
     run_child: Callable[[SessionRow, Turn, Ceiling, str, str | None], Awaitable[ToolOutcome]]
+    hurry: trio.Event = field(default_factory=trio.Event)
 
 
 def token_of(secret: bytes, identifier: str) -> str:
@@ -160,7 +164,9 @@ class SessionActor(Actor):
         """Let the running turn finish, as long as the shutdown time allows; what waits is answered at once."""
         self._refuse_waiting("shutting_down", "the daemon is ending; send the turn again when it is back")
         if self._running is not None:
-            await self._running_done.wait()
+            async with trio.open_nursery() as nursery:
+                for event in (self._running_done, self._services.hurry):
+                    nursery.start_soon(_end_at, event, nursery.cancel_scope)
 
     async def on_stop(self) -> None:
         """Answer what waits; the running turn was cancelled and has recorded itself."""
@@ -587,6 +593,11 @@ class SessionActor(Actor):
     def _refuse_waiting(self, code: str, why: str) -> None:
         while self._memory.waiting:
             self._memory.waiting.popleft().done.set_exception(RequestError(code, why))
+
+
+async def _end_at(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 def _channel(key: str) -> str:
