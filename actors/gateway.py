@@ -4,6 +4,15 @@
     ├─ connections (dynamic)   a temporary child per client
     └─ listener                permanent; accepts
 
+An upgrade request gets, in this order:
+
+    404   another path than /ws and /
+    403   an Origin header, which browsers send, unless the page was served by this same address: no web page that
+          somebody happens to look at can talk to the runner
+    401   an Authorization header that is not `Bearer` and a token of the runner; without the header one is a guest
+    503   the runner shuts down, or has as many clients as it may have
+    101   welcome
+
 What has to outlive a crash of these actors, the bound sockets above all, is held by the `Gateway` object.
 """
 
