@@ -369,11 +369,9 @@ async def run_daemon(settings: Settings, on_ready: Callable[[Ready], None]) -> N
                         continue
                     break
                 _log.info("draining", seconds=DRAIN_S)
-                draining = trio.CancelScope()
                 nursery.start_soon(_hurry_after, DRAIN_S, wiring)
-                nursery.start_soon(_hurry_at_second_signal, signals, wiring, draining)
-                with draining:
-                    await gateway.drain(timeout_s=DRAIN_S, restart_expected_ms=RESTART_EXPECTED_MS)
+                nursery.start_soon(_hurry_at_second_signal, signals, wiring)
+                await gateway.drain(timeout_s=DRAIN_S, restart_expected_ms=RESTART_EXPECTED_MS)
                 await wiring.system.stop()
 
 
@@ -387,13 +385,10 @@ async def _hurry_after(seconds: float, wiring: Wiring) -> None:
     wiring.end_turns()
 
 
-async def _hurry_at_second_signal(
-    signals: AsyncIterator[int], wiring: Wiring, draining: trio.CancelScope
-) -> None:
+async def _hurry_at_second_signal(signals: AsyncIterator[int], wiring: Wiring) -> None:
     async for number in signals:
         if number != signal.SIGHUP:
             wiring.end_turns()
-            draining.cancel()
             return
 
 
