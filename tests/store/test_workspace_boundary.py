@@ -609,6 +609,42 @@ def test_protected_folders_that_are_links_themselves_are_protected_where_they_li
                 workspace.write_file(path, MARK, SIZE_MAX)
 
 
+def test_a_protected_file_that_is_a_link_itself_is_protected_where_it_lies(root, opener):
+    methods = root / "platform/methods"
+    (root / "platform/constitution.md").rename(methods / "rules.md")
+    (root / "platform/constitution.md").symlink_to("methods/rules.md")
+    (methods / "diary.md").write_text(SECRET)
+    (root / "workspaces/diary").symlink_to(methods / "diary.md")
+    protected = Protected(root, unreadable=("workspaces/diary",))
+    with Workspace(root, TIERS["standing"][1], protected, open_beneath=opener) as workspace:
+        for attempt in (
+            *protected_attempts(workspace, "platform/methods/rules.md"),
+            *protected_attempts(workspace, "platform/methods/diary.md"),
+            lambda: workspace.read_file("platform/methods/diary.md", SIZE_MAX),
+        ):
+            with pytest.raises(WorkspaceDenied, match="protected"):
+                attempt()
+        assert workspace.list_files("platform/methods", None, 10).entries == (
+            "platform/methods/filing.md",
+            "platform/methods/rules.md",
+        )
+        assert workspace.search(SECRET, "platform", None, 10, 5).lines == ()
+        with pytest.raises(WorkspaceDenied):
+            workspace.search(SECRET, "platform/methods/diary.md", None, 10, 5)
+
+
+def test_an_absolute_link_is_refused_and_not_read_as_a_relative_one(root, opener):
+    (root / ANN / "note").write_text("mine")
+    (root / ANN / "link").symlink_to("/note")
+    with session(root, "registered", opener) as workspace:
+        for attempt in (
+            lambda: workspace.read_file(f"{ANN}/link", SIZE_MAX),
+            lambda: workspace.write_file(f"{ANN}/link", MARK, SIZE_MAX),
+        ):
+            with pytest.raises(WorkspaceDenied, match="leads out"):
+                attempt()
+
+
 def test_a_mount_of_what_is_protected_opens_nothing(root, opener):
     (root / "alias").symlink_to("workspaces/.state")
     mounts = [
