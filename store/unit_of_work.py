@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import apsw
 
@@ -39,6 +39,20 @@ Outcome = list[Any] | Exception
 """What a unit came to: the result of each write, or why all of it was undone."""
 
 
+_OF_THE_DISK: Final = (
+    apsw.FullError,
+    apsw.IOError,
+    apsw.CorruptError,
+    apsw.NotADBError,
+    apsw.ReadOnlyError,
+    apsw.CantOpenError,
+    apsw.BusyError,
+    apsw.LockedError,
+    apsw.NoMemError,
+)
+"""Faults that no unit caused and that no savepoint undoes: the whole batch fails."""
+
+
 def commit_units(database: apsw.Connection, units: Sequence[UnitOfWork]) -> list[Outcome]:
     """Commit the units in one durable transaction and return one outcome for each, in order.
 
@@ -63,7 +77,9 @@ def _apply(database: apsw.Connection, unit: UnitOfWork) -> Outcome:
     database.execute("SAVEPOINT unit")
     try:
         results = [write.apply(database) for write in unit.writes]
-    except (ConflictError, apsw.ConstraintError, apsw.MismatchError) as error:
+    except _OF_THE_DISK:
+        raise
+    except Exception as error:  # noqa: BLE001 - the fault of one unit: it is answered, the others of its batch go on
         database.execute("ROLLBACK TO unit")
         database.execute("RELEASE unit")
         return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import structlog
 
@@ -75,18 +76,13 @@ class Registry:
         except (AgentRunnerError, OSError) as error:
             _log.warning("tool failed", tool=use.name, session=context.session_key, error=str(error))
             return ToolOutcome(f"{use.name} failed: {error}", is_error=True)
-        if len(outcome.content) > OUTPUT_CHARACTERS_MAX:
-            return _cut(outcome)
-        return outcome
+        return replace(outcome, content=_fit(outcome.content))
 
 
-def _cut(outcome: ToolOutcome) -> ToolOutcome:
-    left_out = len(outcome.content) - OUTPUT_CHARACTERS_MAX
-    return ToolOutcome(
-        f"{outcome.content[:OUTPUT_CHARACTERS_MAX]}\n[{left_out} more characters are left out]",
-        outcome.is_error,
-        outcome.timed_out,
-        outcome.writes,
-        outcome.carried,
-        outcome.sent,
-    )
+def _fit(text: str) -> str:
+    """Return text that can be recorded and sent: no lone surrogates (a file's name may hold some), not too long."""
+    text = text.encode("utf-8", "replace").decode()
+    if len(text) <= OUTPUT_CHARACTERS_MAX:
+        return text
+    left_out = len(text) - OUTPUT_CHARACTERS_MAX
+    return f"{text[:OUTPUT_CHARACTERS_MAX]}\n[{left_out} more characters are left out]"
