@@ -108,8 +108,7 @@ class MessagesRuntime(AgentRuntime):
         for _ in range(request.model_calls_max):
             payload = build_payload(session, request, messages, self.settings)
             answer = await self._call_model(session, request, payload, host, spent)
-            if answer.content:
-                _append_assistant(messages, answer.content)
+            _append_assistant(messages, answer.content)
             refused = _CUT_OFF.get(answer.stop_reason)
             if answer.calls:
                 if refused is not None:

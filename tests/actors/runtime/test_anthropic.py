@@ -229,9 +229,10 @@ async def test_redirect_is_not_followed_since_the_key_would_go_with_it(server):
     assert len(server.requests) == 1
 
 
-async def test_huge_body_of_an_error_is_not_read_to_its_end(server):
-    server.script(Response(tuple([b"x" * 65_536] * 400), 400, {"content-type": "text/plain"}))
-    error = await fail(runtime_for(server))
+async def test_endless_body_of_an_error_is_not_read_to_its_end(server):
+    server.script(Response((b"x" * 65_536, b"x" * 65_536, Stall()), 400, {"content-type": "text/plain"}))
+    with trio.fail_after(5):
+        error = await fail(runtime_for(server))
     assert len(error.message) < 500
 
 
