@@ -176,19 +176,20 @@ class Incarnation:
         actor = self.actor
         if self.current is not None and self.current.reply_to is not None:
             self.current.reply_to.orphan(dead_error(self.ref.path, self.fault))
-        with trio.CancelScope() as self.scope:
-            if self.killed:
-                self.scope.cancel()
-            await self._run_hook(self._end_orderly, self.fault is None and not self.killed)
-        await self._reap_tasks()
-        with trio.CancelScope() as self.scope:
-            if self.killed:
-                self.scope.cancel()
-            elif self.fault is not None:
+        if actor.drains:
+            with trio.CancelScope() as self.scope:
+                if self.killed:
+                    self.scope.cancel()
+                await self._run_hook(self._end_orderly, self.fault is None and not self.killed)
+        if self.tasks:
+            await self._reap_tasks()
+        if actor.cleans_up and not self.killed:
+            with trio.CancelScope() as self.scope:
                 fault = self.fault
-                await self._run_hook(actor.on_failure, type(fault), fault, fault.__traceback__)
-            else:
-                await self._run_hook(actor.on_stop)
+                if fault is not None:
+                    await self._run_hook(actor.on_failure, type(fault), fault, fault.__traceback__)
+                else:
+                    await self._run_hook(actor.on_stop)
         if self.fault is not None:
             return ExitReason(ExitKind.CRASHED, self.fault)
         if self.killed:
@@ -212,9 +213,7 @@ class Incarnation:
 
     async def _reap_tasks(self) -> None:
         """Cancel the child tasks and wait for all of them: the next incarnation must not meet them."""
-        if not self.tasks:
-            return
-        for scope in list(self.tasks):
+        for scope in list(self.tasks or ()):
             scope.cancel()
         with trio.CancelScope(shield=True):
             while self.tasks:
@@ -241,7 +240,8 @@ class Incarnation:
         for future in list(self.pending or ()):
             future.orphan(dead_error(ref.path, self.fault))
         ref.incarnation = None
-        ref.condition = "waiting"
+        if ref.condition != "dead":  # buried while it would not end
+            ref.condition = "waiting"
         ref.asking = ()
         ref.last_reason = str(reason)
         # A stop that somebody asked for outlives a crash that came first; one by the supervisor is its own affair.

@@ -181,9 +181,13 @@ class Supervisor(Actor):
         return child.ref
 
     async def terminate_child(self, child_id: str) -> None:
-        """See SupervisorRef.terminate_child."""
+        """See SupervisorRef.terminate_child; ChildStuckError for one that would not end."""
         child = self._find(child_id)
-        await self._terminate(child)
+        try:
+            await self._terminate(child)
+        except ChildStuckError:
+            self._end_child(child)  # its address ends now, its task when it likes
+            raise
         self._end_child(child)
 
     async def on_receive(self, message: Any) -> Any:
@@ -202,8 +206,6 @@ class Supervisor(Actor):
                     return self._retry(self._find(child_id))
                 case _:
                     return await super().on_receive(message)
-        except ChildStuckError:
-            raise
         except (SupervisionError, ValueError) as error:
             return Refusal(error)
         return None
@@ -293,10 +295,10 @@ class Supervisor(Actor):
 
     def _launch(self, child: Child, actor: Actor, started: Future | None) -> None:
         """Set an actor to work behind the child's address."""
+        self.ref.system.launch(child.ref, actor, started)
         child.next_ticket()
         child.state = ChildState.RUNNING
         child.started_at = trio.current_time()
-        self.ref.system.launch(child.ref, actor, started)
         child.generation = child.ref.generation
 
     def _incarnate(self, child: Child, started: Future | None) -> None:

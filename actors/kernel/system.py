@@ -125,8 +125,12 @@ class System:
             self.run_soon(function, *args)
 
     def launch(self, ref: Ref, actor: Actor, started: Future | None) -> None:
-        """Start an incarnation behind an address; `started` gets the ref, or ChildStartError."""
-        assert ref.incarnation is None, "incarnations of one address never overlap"  # noqa: S101
+        """Start an incarnation behind an address; `started` gets the ref, or ChildStartError.
+
+        Raises ChildStuckError while the one before still runs: incarnations of one address never overlap.
+        """
+        if ref.incarnation is not None:
+            raise ChildStuckError(ref.path, KILL_GRACE_S)
         ref.revive()
         ref.generation += 1
         incarnation = Incarnation(ref, actor, started)
@@ -144,19 +148,20 @@ class System:
         incarnation = ref.incarnation
         if incarnation is None:
             return
+        if incarnation.stuck:
+            raise ChildStuckError(ref.path, KILL_GRACE_S)
         deadline_s = self.shutdown_s(ref, shutdown_s)
         if deadline_s > 0:
             ref.request_stop(ExitKind.SHUTDOWN)
-            with trio.move_on_after(deadline_s):
+            with trio.CancelScope(deadline=self.now() + deadline_s):
                 await incarnation.wait_ended()
         if ref.incarnation is incarnation:
             incarnation.kill()
             with trio.move_on_after(KILL_GRACE_S):
                 await incarnation.wait_ended()
         if ref.incarnation is incarnation:
-            if not incarnation.stuck:
-                incarnation.stuck = True
-                self.stuck.append(ref.path)
+            incarnation.stuck = True
+            self.stuck.append(ref.path)
             raise ChildStuckError(ref.path, KILL_GRACE_S)
 
     def report_exit(self, exited: ChildExited) -> None:
@@ -188,6 +193,7 @@ class System:
         except ChildStuckError:
             # Whoever runs the process reads `stuck` and decides; there is no way to end such a task from within.
             self._root_reason = self._root_reason or ExitReason(ExitKind.KILLED)
+            self.root.bury()
             self._ended.set()
 
     async def hold(

@@ -460,3 +460,53 @@ async def test_root_crash_cancels_the_block_and_is_raised():
 async def test_starting_without_a_supervisor_is_refused():
     with pytest.raises(TypeError, match="ChildSpec"):
         Recorder.start([])
+
+
+async def test_asker_hears_of_a_crash_before_the_last_hooks_have_run(autojump_clock):
+    class SlowToDie(Recorder):
+        async def on_failure(self, exception_type, exception_value, traceback):
+            await trio.sleep(100)
+
+    async with open_system(one(lambda: SlowToDie([]))) as system:
+        with pytest.raises(ActorDeadError):
+            await system.supervisor.child("a").ask("crash")
+        assert trio.current_time() == 0
+
+
+async def test_kill_cuts_a_last_hook_short(autojump_clock):
+    class SlowToDie(Recorder):
+        async def on_failure(self, exception_type, exception_value, traceback):
+            await trio.sleep(1000)
+
+    async with open_system(one(lambda: SlowToDie([]))) as system:
+        ref = system.supervisor.child("a")
+        ref.tell("crash")
+        await wait_all_tasks_blocked()
+        assert ref.state == "stopping"
+        ref.kill()
+        assert await ref.ask("up") == "up"
+        assert trio.current_time() == 0
+
+
+async def test_on_drain_lets_tasks_finish_within_the_deadline(autojump_clock):
+    log = []
+
+    class Draining(Recorder):
+        async def on_drain(self):
+            await self.finished.wait()
+            self.log.append("drained")
+
+        async def work(self, seconds):
+            await trio.sleep(seconds)
+            self.log.append("work done")
+            self.finished.set()
+
+    async def begin(actor, seconds):
+        actor.finished = trio.Event()
+        actor.start_task(actor.work, seconds)
+
+    for seconds, ending in ((3, ["work done", "drained", "actor stop"]), (8, [])):
+        log.clear()
+        async with open_system(one(lambda: Draining(log), shutdown_s=5)) as system:
+            await system.supervisor.child("a").ask(("run", lambda actor, s=seconds: begin(actor, s)))
+        assert log[1:] == ending

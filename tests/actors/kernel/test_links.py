@@ -155,3 +155,20 @@ async def test_burial_leaves_no_link_behind():
             await b.wait_stopped()
         await trio.lowlevel.checkpoint()
         assert not a.links
+
+
+async def test_late_end_of_a_linked_actor_does_not_end_the_first_a_second_time(autojump_clock):
+    log = []
+
+    class SlowToDie(Recorder):
+        async def on_failure(self, exception_type, exception_value, traceback):
+            await trio.sleep(10)
+
+    async with open_system(tree(log, a=Recorder, b=SlowToDie)) as system:
+        a, b = (system.supervisor.child(name) for name in "ab")
+        a.link(b)
+        a.tell("crash")
+        await trio.sleep(5)
+        assert (a.generation, a.state, b.state) == (2, "idle", "stopping")
+        await trio.sleep(10)
+        assert (a.generation, b.generation) == (2, 2)

@@ -15,6 +15,7 @@ from actors.kernel import (
     ChildExistsError,
     ChildSpec,
     ChildStartError,
+    ChildStuckError,
     DynamicSupervisor,
     Intensity,
     Restart,
@@ -719,3 +720,80 @@ async def test_dynamic_children_end_with_their_supervisors_incarnation():
         assert dynamic.generation == 2
         assert not ref.is_alive()
         assert dynamic.child("k") is None
+
+
+async def test_timer_of_an_earlier_backoff_does_not_cut_a_later_one_short(autojump_clock):
+    log = []
+    backoff = Backoff(first_s=10, factor=4, max_s=1000, jitter=0)
+    async with open_system(tree(log, "a", intensity=PLENTY, backoff=backoff)) as system:
+        root = system.supervisor
+        ref = root.child("a")
+        await crash(ref)
+        await crash(ref)  # due at 10
+        await root.retry("a")
+        await crash(ref)  # the first in its row again: at once
+        await crash(ref)  # due at 10
+        await trio.sleep(5)
+        await root.retry("a")
+        await crash(ref)
+        await crash(ref)  # due at 15
+        assert ref.state == "waiting"
+        await trio.sleep(6)
+        assert ref.state == "waiting"
+        await trio.sleep(5)
+        assert ref.state == "idle"
+
+
+async def test_stuck_child_can_be_terminated_without_harm_to_its_siblings(autojump_clock):
+    log = []
+
+    class Stubborn(Recorder):
+        async def on_stop(self):
+            with trio.CancelScope(shield=True):
+                await trio.sleep(100)
+
+    async with open_system(ChildSpec("root", DynamicSupervisor)) as system:
+        root = system.supervisor
+        stuck = await root.start_child(ChildSpec("stuck", lambda: Stubborn(log), shutdown_s=1))
+        other = await root.start_child(ChildSpec("other", lambda: Recorder(log)))
+        with pytest.raises(ChildStuckError):
+            await root.terminate_child("stuck")
+        assert not stuck.is_alive()
+        assert root.child("stuck") is None
+        assert await other.ask("here") == "here"
+        assert (root.generation, other.generation) == (1, 1)
+        await trio.sleep(200)
+        assert not stuck.is_alive()
+
+
+async def test_passive_and_ended_members_are_left_out_of_a_group_restart():
+    log = []
+    fields = {"a": {"restart": Restart.TRANSIENT}}
+    async with open_system(tree(log, strategy=Strategy.ONE_FOR_ALL, fields=fields)) as system:
+        root = system.supervisor
+
+        async def leave(actor):
+            actor.passivate()
+
+        root.child("c").tell(("run", leave))
+        root.child("a").stop()
+        await wait_all_tasks_blocked()
+        await crash(root.child("b"))
+        assert root.child("c").state == "passive"
+        assert [root.child(name).generation for name in "abc"] == [1, 2, 1]
+        assert await root.child("c").ask("wakes") == "wakes"
+
+
+async def test_endless_starting_and_stopping_leaves_nothing_behind():
+    log = []
+    async with open_system(ChildSpec("root", DynamicSupervisor)) as system:
+        root = system.supervisor
+        for number in range(200):
+            ref = await root.start_child(
+                ChildSpec(str(number), lambda: Recorder(log), restart=Restart.TEMPORARY)
+            )
+            ref.stop() if number % 2 else ref.kill()
+            await ref.wait_stopped()
+        await wait_all_tasks_blocked()
+        assert not root.children
+        assert len(system.nursery.child_tasks) == 1
