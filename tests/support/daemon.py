@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import apsw
 import trio
-from trio_websocket import WebSocketConnection, open_websocket_url
+from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from actors.client import Client, connect
 from protocol.errors import RequestError
@@ -162,10 +162,38 @@ class Daemon:
     async def raw(self, token: str | None = None) -> AsyncIterator[Raw]:
         """Connect for frames that no client would send."""
         headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
-        async with open_websocket_url(
-            self.url, extra_headers=headers, max_message_size=2**26, message_queue_size=1000
-        ) as socket:
-            yield Raw(socket)
+        # The stream is opened here, so that it is closed here, however the WebSocket ends.
+        async with (
+            await trio.open_tcp_stream("127.0.0.1", self.port) as stream,
+            trio.open_nursery() as nursery,
+        ):
+            socket = await wrap_client_stream(
+                nursery,
+                stream,
+                "127.0.0.1",
+                "/ws",
+                extra_headers=headers,
+                max_message_size=2**26,
+                message_queue_size=1000,
+            )
+            try:
+                yield Raw(socket)
+            finally:
+                with trio.CancelScope(shield=True), trio.move_on_after(3):
+                    await socket.aclose()
+                nursery.cancel_scope.cancel()
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self.url.removesuffix("/ws").rpartition(":")[2])
+
+    async def upgrade(self, path: str, *headers: str) -> tuple[int, str]:
+        """Ask for an upgrade by hand; return the HTTP status and the answer as it came."""
+        async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
+            await stream.send_all(upgrade_request(path, *headers))
+            answer = (await stream.receive_some()).decode()
+        return int(answer.split()[1]), answer
 
     # --- looking at what it keeps
 
@@ -200,6 +228,20 @@ class Daemon:
                 await trio.sleep(0.01)
             return found
         raise AssertionError(f"did not happen within {within_s} s; the daemon's log: {self.log[-2000:]}")
+
+
+def upgrade_request(path: str = "/ws", *headers: str) -> bytes:
+    """Return the HTTP request that begins a WebSocket."""
+    lines = [
+        f"GET {path} HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        *headers,
+    ]
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
 
 
 @dataclass
