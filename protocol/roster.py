@@ -15,7 +15,7 @@ RESERVED: Final = frozenset({"operator", "runner", "all", "guest"})
 """Names that mean somebody already; neither an id nor a role may be one of them."""
 
 _WORD: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-_PLAIN_NAME: Final = re.compile(r"[^./\0][^/\0]*")
+_MANDATE: Final = re.compile(r"mandates(?:/[^./\0][^/\0]*)+")
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
@@ -24,8 +24,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One identity of the roster.
 
     `kind`: `role` lives in the daemon, `user` is a person or a person's agent. `state`: `frozen` keeps its mail and
-    takes no turns, `dead` is as if unknown. `model`: None is the daemon's default. `mandate`: a file relative to
-    platform/; None is the constitution's default mandate.
+    takes no turns, `dead` is as if unknown. `model`: None is the daemon's default. `mandate`: a file in
+    mandates/, relative to platform/; None is the constitution's default mandate.
     """
 
     id: str
@@ -131,13 +131,11 @@ def _word_faults(where: tuple[str | int, ...], word: str, kind: str) -> Iterator
 
 
 def _file_faults(where: tuple[str | int, ...], identity: Identity) -> Iterator[Fault]:
-    if identity.mandate is not None and any(
-        _PLAIN_NAME.fullmatch(part) is None for part in identity.mandate.split("/")
-    ):
+    if identity.mandate is not None and _MANDATE.fullmatch(identity.mandate) is None:
         yield Fault(
             (*where, "mandate"),
-            f"{identity.mandate!r} is not a file inside platform/",
-            f"Give its path relative to platform/, like mandates/{identity.id}.md.",
+            f"{identity.mandate!r} is not a file in mandates/, the folder that agents cannot write",
+            f"Put it there and give its path relative to platform/, like mandates/{identity.id}.md.",
         )
     if identity.pubkey is not None and "PRIVATE" in identity.pubkey.upper():
         yield Fault(

@@ -25,6 +25,7 @@ SIZE_MAX: Final = 1024 * 1024
 PROSE: Final = "constitution.md"
 RULES: Final = "constitution.yaml"
 ROSTER: Final = "roster.yaml"
+MANDATES: Final = "mandates"
 
 Typed = TypeVar("Typed", bound=msgspec.Struct)
 
@@ -177,7 +178,7 @@ def _read_mandates(
 ) -> dict[str, str]:
     """Return the mandate of each identity that names one and is not dead."""
     mandates: dict[str, str] = {}
-    inside = platform_dir.resolve()
+    inside = (platform_dir / MANDATES).resolve()
     for index, identity in enumerate(roster.identities):
         if identity.mandate is None or identity.state == "dead":
             continue
@@ -187,7 +188,9 @@ def _read_mandates(
         called = f"the mandate {identity.mandate} of {identity.id}"
         if not Path(os.path.realpath(path)).is_relative_to(inside):
             problems.add(
-                line, f"{called} leads out of {platform_dir}", "Put the file itself there, not a link."
+                line,
+                f"{called} leads out of {platform_dir / MANDATES}",
+                "Put the file itself there, not a link.",
             )
         elif not os.path.exists(path):  # noqa: PTH110 - unlike Path.exists it does not raise for a closed folder
             problems.add(

@@ -60,7 +60,7 @@ def _parser(request, monkeypatch):
 @pytest.fixture
 def platform(tmp_path) -> Path:
     folder = tmp_path / "platform"
-    (folder / "mandates").mkdir(parents=True)
+    (folder / "mandates" / "sub").mkdir(parents=True)
     (folder / "constitution.md").write_text("# Constitution\n")
     (folder / "constitution.yaml").write_text(RULES)
     (folder / "roster.yaml").write_text(ROSTER)
@@ -439,9 +439,9 @@ ROSTER_FAULTS = [
     ("model: null", "model:", 6, "`model` has no value", "take the key out"),
     ("model: null", "model: 4.5", 6, "`model` must be text", '"4.5"'),
     ("mandates/reed.md", "mandates/gone.md", 7, "mandates/gone.md of reed is missing", "set mandate to null"),
-    ("mandates/reed.md", "../reed.md", 7, "is not a file inside platform/", "mandates/reed.md"),
-    ("mandates/reed.md", "/etc/passwd", 7, "is not a file inside platform/", "mandates/reed.md"),
-    ("mandates/reed.md", "mandates", None, "this is not a file", "regular file"),
+    ("mandates/reed.md", "../reed.md", 7, "is not a file in mandates/", "mandates/reed.md"),
+    ("mandates/reed.md", "/etc/passwd", 7, "is not a file in mandates/", "mandates/reed.md"),
+    ("mandates/reed.md", "mandates/sub", None, "this is not a file", "regular file"),
     ("pubkey: null", "pubkey: -----BEGIN PRIVATE KEY-----", 8, "looks like a private key", "public half"),
 ]
 
@@ -463,10 +463,11 @@ def test_a_mandate_that_holds_no_text_is_refused(platform, data, problem):
     assert (name, what) == ("reed.md", problem)
 
 
-def test_a_mandate_that_is_a_link_out_of_the_platform_is_refused(platform, tmp_path):
-    (tmp_path / "secret.md").write_text("secret")
+@pytest.mark.parametrize("place", ["secret.md", "platform/methods.md"])
+def test_a_mandate_that_is_a_link_to_what_agents_may_write_is_refused(platform, tmp_path, place):
+    (tmp_path / place).write_text("secret")
     (platform / "mandates" / "reed.md").unlink()
-    (platform / "mandates" / "reed.md").symlink_to(tmp_path / "secret.md")
+    (platform / "mandates" / "reed.md").symlink_to(tmp_path / place)
     ((name, line, what, _),) = refusals(platform)
     assert (name, line) == ("roster.yaml", 7)
     assert "leads out" in what
