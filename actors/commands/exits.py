@@ -1,0 +1,60 @@
+"""The exit codes, and how an error is told to a person: what happened and the next step, without a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import apsw
+
+from actors.commands.output import complain
+from protocol.errors import AgentRunnerError, ConfigurationError
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+NOT_RUNNING: Final = 3
+LEDGER_BROKEN: Final = 5
+BAD_CONFIGURATION: Final = 78
+"""EX_CONFIG of sysexits.h."""
+
+
+class NotRunningError(AgentRunnerError):
+    """No daemon keeps the root; the message names the command that starts one."""
+
+
+def exit_code_of(error: BaseException) -> int | None:
+    """Return the exit code for what this project raises on purpose, and None for a fault of its own."""
+    if isinstance(error, BaseExceptionGroup):
+        codes = [exit_code_of(one) for one in error.exceptions]
+        return None if None in codes else codes[0]
+    if isinstance(error, NotRunningError):
+        return NOT_RUNNING
+    if isinstance(error, ConfigurationError):
+        return BAD_CONFIGURATION
+    return FAILED if isinstance(error, AgentRunnerError | apsw.Error) else None
+
+
+def holds(error: BaseException, kind: type[BaseException]) -> bool:
+    """Return whether an error is one of a kind, or a group with one in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(kind) is not None
+    return isinstance(error, kind)
+
+
+def report(error: BaseException) -> None:
+    """Write an error to stderr; of configuration, every fault on a line of its own as `file:line: problem. fix`."""
+    for line in _lines(error):
+        complain(line)
+
+
+def _lines(error: BaseException) -> Iterator[str]:
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _lines(one)
+    elif isinstance(error, ConfigurationError):
+        yield from (str(one) for one in getattr(error, "errors", (error,)))
+    elif isinstance(error, apsw.Error):
+        yield f"error: the database cannot be read ({error}); `agent-runner ledger verify` says how far it is whole"
+    else:
+        yield f"error: {error}"
