@@ -298,6 +298,15 @@ async def test_close_frame_is_answered_with_its_code_and_the_end_of_the_stream()
         assert here.service.closed == [here.ref.child_id]
 
 
+async def test_close_frame_is_answered_though_the_stream_ends_right_behind_it() -> None:
+    async with floor() as here:
+        for _ in range(20):  # two tasks of the server race here
+            client = await here.connect()
+            await client.stream.send_all(client.wire.send(CloseConnection(code=1000)))
+            await client.stream.send_eof()  # type: ignore[attr-defined]
+            assert await client.close_code() == 1000
+
+
 async def test_ping_behind_the_close_frame_of_the_server_harms_nobody() -> None:
     async with floor(frame_bytes_max=1000) as here:
         client = await here.connect()

@@ -225,6 +225,7 @@ async def test_upgrade_header_proves_an_identity_and_nothing_offered_is_a_guest(
         ["Bearer"],
         ["Basic b3BlcmF0b3I6dG9rZW4="],
         ["operator-token"],
+        ["Token operator-token"],
         ["Bearer \xff\xfe"],
         ["Bearer operator-token", "Bearer wrong"],
     ],
@@ -369,7 +370,7 @@ async def test_request_of_a_client_that_goes_at_once_is_still_carried_out() -> N
         async with open_websocket_url(gateway.url) as socket:
             await socket.send_message('{"id":0,"method":"session.close","params":{"session_key":"k"}}')
         await service.until(lambda: service.closed)
-    assert [method for _, method, _ in service.calls] == ["session.close"]
+    assert service.sessions_closed == ["k"]
 
 
 async def test_drain_tells_everybody_waits_for_what_runs_and_closes_with_1001() -> None:
@@ -381,7 +382,7 @@ async def test_drain_tells_everybody_waits_for_what_runs_and_closes_with_1001() 
         async with trio.open_nursery() as nursery:
 
             async def drain() -> None:
-                await gateway.drain(timeout_s=10, restart_expected_ms=1500)
+                await gateway.drain(timeout_s=600, restart_expected_ms=1500)
 
             nursery.start_soon(drain)
             await service.until(lambda: client.notices and idle.notices)

@@ -29,6 +29,7 @@ class FakeService:
         self.closed: list[str] = []
         self.turns_ended: list[str] = []
         self.sessions: set[str] = set()
+        self.sessions_closed: list[str] = []
         self.cancels: dict[str, trio.Event] = {}
         self.init_gate: trio.Event | None = None
         self.nursery: trio.Nursery | None = None
@@ -64,6 +65,11 @@ class FakeService:
                 return await self._run_turn(params, emit)
             case frames.SessionCancel():
                 self.cancels.setdefault(params.session_key, trio.Event()).set()
+                return {"ok": True}
+            case frames.SessionClose():
+                for _ in range(20):
+                    await trio.lowlevel.checkpoint()
+                self.sessions_closed.append(params.session_key)
                 return {"ok": True}
             case frames.RunnerStatus():
                 return {"identity": caller.identity, "connections": 1}
