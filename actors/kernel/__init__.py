@@ -2,6 +2,8 @@
 
 from actors.kernel.actor import Actor
 from actors.kernel.child import AutoShutdown, Backoff, ChildSpec, Intensity, Restart, Strategy
+from actors.kernel.commands import SupervisorRef
+from actors.kernel.dynamic import DynamicSupervisor
 from actors.kernel.errors import (
     ActorDeadError,
     ActorParkedError,
@@ -23,7 +25,7 @@ from actors.kernel.errors import (
 from actors.kernel.mailbox import Future, Overflow, Refusal
 from actors.kernel.ref import Ref
 from actors.kernel.signals import Down, Exit, ExitKind, ExitReason
-from actors.kernel.supervisor import DynamicSupervisor, Supervisor, SupervisorRef
+from actors.kernel.supervisor import Supervisor
 from actors.kernel.system import DeadLetter, DeadLetters, System, open_system, run
 from actors.kernel.tree import TreeNode
 

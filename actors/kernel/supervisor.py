@@ -4,7 +4,6 @@ import logging
 import math
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import trio
@@ -21,6 +20,14 @@ from actors.kernel.child import (
     RestartWindow,
     Strategy,
 )
+from actors.kernel.commands import (
+    DeleteChild,
+    RestartChild,
+    RetryChild,
+    StartChild,
+    SupervisorRef,
+    TerminateChild,
+)
 from actors.kernel.errors import (
     ChildExistsError,
     ChildStartError,
@@ -34,90 +41,9 @@ from actors.kernel.mailbox import Future, Refusal
 from actors.kernel.ref import Ref
 from actors.kernel.signals import ChildActivated, ChildExited, ExitKind, ExitReason, RestartDue
 
-__all__ = ["DynamicSupervisor", "Supervisor", "SupervisorRef"]
+__all__ = ["Supervisor"]
 
 logger = logging.getLogger("actors.kernel")
-
-
-@dataclass(frozen=True, slots=True)
-class StartChild:
-    """Command to a supervisor; answered with the new child's ref once its `on_start` returned."""
-
-    spec: ChildSpec
-
-
-@dataclass(frozen=True, slots=True)
-class TerminateChild:
-    """Command to a supervisor; answered once the child has ended and nothing of it runs."""
-
-    child_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class RestartChild:
-    """Command to a supervisor: start a child that has ended; answered with its ref."""
-
-    child_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteChild:
-    """Command to a supervisor: forget the spec of a child that has ended."""
-
-    child_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class RetryChild:
-    """Command to a supervisor: start a parked or waiting child now; answered with whether there was need."""
-
-    child_id: str
-
-
-class SupervisorRef(Ref):
-    """The address of a supervisor, with its commands as methods for tasks outside it."""
-
-    __slots__ = ()
-
-    def child(self, child_id: str) -> Ref | None:
-        """Return the address of a child in whatever state, None when there is none of this id."""
-        child = (self.children or {}).get(child_id)
-        return None if child is None else child.ref
-
-    def supervisor(self, child_id: str) -> "SupervisorRef":
-        """Return the address of a child that is a supervisor. Raises UnknownChildError, TypeError if it is none."""
-        ref = self.child(child_id)
-        if ref is None:
-            raise UnknownChildError(child_id)
-        if not isinstance(ref, SupervisorRef):
-            raise TypeError(f"child {child_id!r} is not a supervisor; use child()")
-        return ref
-
-    async def start_child(self, spec: ChildSpec) -> Ref:
-        """Add a child and return its ref once its `on_start` returned.
-
-        Raises ChildStartError (the spec is forgotten), ChildExistsError, TooManyChildrenError.
-        """
-        ref: Ref = await self.ask(StartChild(spec))
-        return ref
-
-    async def terminate_child(self, child_id: str) -> None:
-        """Stop a child for good; a Supervisor keeps its spec for `restart_child`. Raises UnknownChildError."""
-        await self.ask(TerminateChild(child_id))
-
-    async def restart_child(self, child_id: str) -> Ref:
-        """Start a child that has ended, behind the same ref. Raises ChildStartError, ChildExistsError if it runs."""
-        ref: Ref = await self.ask(RestartChild(child_id))
-        return ref
-
-    async def delete_child(self, child_id: str) -> None:
-        """Forget a child that has ended. Raises UnknownChildError, ChildExistsError if it runs."""
-        await self.ask(DeleteChild(child_id))
-
-    async def retry(self, child_id: str) -> bool:
-        """Start a parked child, or one in back-off, at once with a fresh window; whether it was in either state."""
-        retried: bool = await self.ask(RetryChild(child_id))
-        return retried
 
 
 class Supervisor(Actor):
@@ -503,51 +429,3 @@ class Supervisor(Actor):
 
     def _let_go(self) -> None:
         """Leave the children's addresses for the next incarnation of this supervisor."""
-
-
-class DynamicSupervisor(Supervisor):
-    """Many like children, by id, in no order: they restart one for one and are forgotten once they have ended.
-
-    On shutdown all are asked to stop at once, the last started first, and each has its own deadline.
-    """
-
-    forgets_ended: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        *,
-        intensity: Intensity | None = None,
-        backoff: Backoff | None = None,
-        max_children: int | None = None,
-        rng: random.Random | None = None,
-    ) -> None:
-        super().__init__(intensity=intensity, backoff=backoff, max_children=max_children, rng=rng)
-
-    async def _stop_children(self) -> None:
-        begun_at = trio.current_time()
-        children = list(self._children.values())
-        for child in reversed(children):
-            child.state = ChildState.WAITING
-            if child.ref.incarnation is not None and child.spec.shutdown_s != 0:
-                child.ref.request_stop(ExitKind.SHUTDOWN)
-        # By deadline, so that waiting for a patient one never overruns the deadline of another.
-        children.sort(key=lambda child: child.ref.system.shutdown_s(child.ref, child.spec.shutdown_s))
-        for child in children:
-            left_s = child.ref.system.shutdown_s(child.ref, child.spec.shutdown_s)
-            left_s = max(0.0, begun_at + left_s - trio.current_time())
-            try:
-                await child.ref.system.shut_down(child.ref, left_s)
-            except ChildStuckError:
-                logger.exception("%s does not end", child.ref.path)
-
-    async def _kill_children(self) -> None:
-        for child in self._children.values():
-            if child.ref.incarnation is not None:
-                child.ref.incarnation.kill()
-        await super()._kill_children()
-
-    def _let_go(self) -> None:
-        """Bury the children: their specs are not known to the next incarnation."""
-        for child in list(self._children.values()):
-            child.ref.bury()
-        self._children.clear()

@@ -12,12 +12,12 @@ import trio
 
 from actors.kernel.actor import Actor
 from actors.kernel.child import KILL_GRACE_S, ChildSpec
+from actors.kernel.commands import SupervisorRef
 from actors.kernel.errors import ActorDeadError, ChildStartError, ChildStuckError, RootFailedError
 from actors.kernel.incarnation import Incarnation
 from actors.kernel.mailbox import Future
 from actors.kernel.ref import Ref
 from actors.kernel.signals import ChildExited, ExitKind, ExitReason
-from actors.kernel.supervisor import SupervisorRef
 from actors.kernel.tree import TreeNode, snapshot
 
 __all__ = ["DeadLetter", "DeadLetters", "System", "open_system", "run"]

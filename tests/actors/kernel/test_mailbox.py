@@ -1,5 +1,7 @@
 """Bounded mailboxes, messages from threads, dead letters, and actors that leave memory."""
 
+import threading
+
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -285,6 +287,29 @@ async def test_thread_tell_at_the_moment_of_burial_is_a_dead_letter_and_never_lo
             assert ref.mailbox_length == 0
             # One of the undelivered is the tell that was refused.
             assert len(handled) + system.dead_letters.undelivered_count - 1 == len(accepted)
+
+
+async def test_thread_that_passed_the_check_before_a_burial_posts_a_dead_letter(monkeypatch):
+    async with open_system(one(lambda: Recorder([]))) as system:
+        ref = system.supervisor.child("a")
+        clock = system.now
+        checked, buried = threading.Event(), threading.Event()
+
+        def now():
+            # Called between a thread's look at the address and its append.
+            if threading.get_ident() != system.thread_id:
+                checked.set()
+                assert buried.wait(10)
+            return clock()
+
+        monkeypatch.setattr(system, "now", now)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, ref.tell, "too late")
+            await trio.to_thread.run_sync(checked.wait, 10)
+            await system.supervisor.terminate_child("a")
+            buried.set()
+        assert ref.mailbox_length == 0
+        assert system.dead_letters.undelivered_count == 1
 
 
 async def test_thread_may_answer_a_deferred_question():
