@@ -306,6 +306,8 @@ async def open_daemon(settings: Settings) -> AsyncIterator[tuple[Wiring, Gateway
     lay_out(root)
     with Lock(root) as lock:
         content = load_content(checked_platform(root))
+        # A database that cannot be used is told to the operator here; later it would be a crash of the writer.
+        await trio.to_thread.run_sync(lambda: open_writer(root.database).close())
         wiring = Wiring(settings, content, choose_backend(settings.backend))
         overview = Overview(
             system=lambda: wiring.system,
