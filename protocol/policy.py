@@ -58,9 +58,9 @@ class _Rule:
         return self.names is None or any(matches(tool) for matches in self.names)
 
 
-_Folder = tuple[str, int, bool, tuple[str, ...]]
-"""What of a mount is settled by slicing: its path with a slash behind it, the length of that, whether it lets, and the
-beginnings of those paths in it that are not settled so."""
+_Folder = tuple[str, int, bool, tuple[str, ...], str]
+"""What of a mount is settled by slicing: its path with a slash behind it, the length of that, whether it lets, the
+beginnings of those paths in it that are not settled so, and every letter that can follow the slash in one of those."""
 
 
 class _Access:
@@ -93,7 +93,8 @@ class _Access:
         inside = [root_prefix + other for other in (*self.lets, *self._barred)]
         doubts = tuple(other for other in inside if other.startswith(prefix))
         lets = self.lets[path] and not any(_is_within(path, other) for other in self._barred)
-        return prefix, len(prefix), lets, doubts
+        letters = {doubt[len(prefix)] for doubt in doubts} | {".", "/"}
+        return prefix, len(prefix), lets, doubts, "".join(sorted(letters))
 
     def problem(self, path: str) -> str | None:
         """Return why the path may not be acted on, or None."""
@@ -186,13 +187,16 @@ class Gate:
             if not isinstance(path, str):
                 return _blocked(f"the argument {name!r} must be a path as text")
             # What is evident is let here; whatever is in doubt is looked at in full. Without a climbing ".." what
-            # begins with a mount's path lies in it; single dots and doubled slashes matter where more stands inside.
+            # begins with a mount's path lies in it; single dots and doubled slashes matter where more stands inside,
+            # and even there not behind a name that begins with another letter than all that stands inside.
             evident = False
             if "/.." not in path:
-                for prefix, size, lets, doubts in absolute if path[:1] == "/" else relative:
+                for prefix, size, lets, doubts, letters in absolute if path[:1] == "/" else relative:
                     if path[:size] == prefix:
                         evident = lets and not (
-                            doubts and ("/." in path or "//" in path or path.startswith(doubts))
+                            doubts
+                            and path[size : size + 1] in letters
+                            and ("/." in path or "//" in path or path.startswith(doubts))
                         )
                         break
             if evident:
