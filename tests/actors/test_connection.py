@@ -243,6 +243,14 @@ async def test_huge_message_is_refused_before_it_is_complete_and_in_fragments_to
         assert await client.close_code() == 1009
 
 
+async def test_nothing_behind_a_message_that_is_too_long_is_carried_out() -> None:
+    async with floor(frame_bytes_max=1000) as here:
+        client = await here.connect()
+        await client.send(TextMessage(data="x" * 1001), TextMessage(data=STATUS))
+        assert await client.close_code() == 1009
+        assert here.service.calls == []
+
+
 async def test_frame_header_that_promises_an_exabyte_reserves_nothing() -> None:
     async with floor() as here:
         client = await here.connect()

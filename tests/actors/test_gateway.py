@@ -14,7 +14,7 @@ from trio_websocket import WebSocketConnection, open_websocket_url
 from actors.client import Client, DisconnectedError, UnreachableError, connect
 from actors.connection import same_host
 from actors.gateway import BindError, Gateway, GatewayLimits
-from actors.kernel import open_system
+from actors.kernel import System, open_system, run
 from actors.websocket import SocketLimits
 from protocol.errors import RequestError
 from protocol.native import frames
@@ -419,13 +419,15 @@ async def test_stopping_the_tree_closes_connections_with_1001() -> None:
     service = FakeService()
     gateway = Gateway(service, port=0, limits=GatewayLimits(socket=QUICK))
     await gateway.open()
-    async with open_system(gateway.child_spec()) as system, connect(gateway.url) as client:
-        await opened(client)
-        await system.stop()
-        with pytest.raises(DisconnectedError) as caught:
-            await client.call("session.status", {"session_key": "k"})
-        assert caught.value.code == 1001
+    async with trio.open_nursery() as nursery:
+        system: System = await nursery.start(run, gateway.child_spec())
+        async with connect(gateway.url) as client:
+            await opened(client)
+            await system.stop()
+            with pytest.raises(DisconnectedError) as caught:
+                await client.call("session.status", {"session_key": "k"})
     await gateway.close()
+    assert caught.value.code == 1001
     assert len(service.closed) == 1
 
 
