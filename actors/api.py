@@ -11,7 +11,7 @@ from typing import Any
 import apsw
 
 from actors.court import Reload, Reloaded
-from actors.directory import Directory, ask, new_future, run_turn
+from actors.directory import Directory, new_future
 from actors.kernel import Ref
 from actors.ledger_writer import commit
 from actors.overview import Overview
@@ -94,20 +94,14 @@ class Api:
 
     # --- sessions
 
-    async def _session(self, key: str) -> Ref:
-        ref = await self._doors.directory.find(key)
-        if ref is None:
-            raise RequestError("unknown_session", f"there is no session {key!r}; open one with session.init")
-        return ref
-
     async def _ask_session(self, key: str, message: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = await ask(await self._session(key), message)
+        answer: dict[str, Any] = await self._doors.directory.ask(key, message)
         return answer
 
     async def _init(self, who: Caller, params: frames.SessionInit) -> dict[str, Any]:
         key = params.session_key or f"{params.agent_id}:ws:{uuid.uuid4()}"
-        ref = await self._doors.directory.open(key)
-        answer: dict[str, Any] = await ask(ref, Init(who, params.agent_id, params.model, params.mode))
+        message = Init(who, params.agent_id, params.model, params.mode)
+        answer: dict[str, Any] = await self._doors.directory.ask(key, message, create=True)
         return answer
 
     async def _run_turn(self, who: Caller, params: frames.TurnRun, emit: Emit) -> dict[str, Any]:
@@ -115,7 +109,6 @@ class Api:
             raise RequestError(
                 "invalid_params", "`params.execute`: this runner executes tools itself; leave it out"
             )
-        ref = await self._session(params.session_key)
         messages = (
             [{"role": "user", "content": params.message}]
             if params.messages is None
@@ -127,7 +120,8 @@ class Api:
             else [ToolDefinition(tool.name, tool.description, tool.input_schema) for tool in params.tools]
         )
         message = RunTurn(who, messages, params.system, tools, emit, new_future())
-        status, turn = await run_turn(ref, message)
+        await self._doors.directory.ask(params.session_key, message)
+        status, turn = await message.done.wait()
         return {"status": status, "turn_id": turn}
 
     # --- the operator's own methods

@@ -10,13 +10,11 @@ import structlog
 from actors.journal import Journal
 from actors.kernel import (
     ActorDeadError,
-    ActorParkedError,
     ChildExistsError,
     ChildSpec,
     DynamicSupervisor,
     Future,
     Intensity,
-    KernelError,
     MailboxFullError,
     Ref,
     Restart,
@@ -80,6 +78,13 @@ class SessionSupervisor(DynamicSupervisor):
             )
 
 
+class SessionGoneError(RequestError):
+    """The actor of a session ended before it answered; a fresh one may be asked."""
+
+    def __init__(self) -> None:
+        super().__init__("internal", "the session's actor failed; see the log, then try again")
+
+
 class Directory:
     """Finds and starts session actors by key."""
 
@@ -123,6 +128,22 @@ class Directory:
             return None
         return await self.open(key)
 
+    async def ask(self, key: str, message: Any, *, create: bool = False) -> Any:
+        """Ask the session of a key, once more where its actor was just leaving.
+
+        Raises RequestError: `unknown_session` where there is none (unless it is to be created), or what it refused.
+        """
+        try:
+            return await ask(await self._require(key, create=create), message)
+        except SessionGoneError:
+            return await ask(await self._require(key, create=create), message)
+
+    async def _require(self, key: str, *, create: bool) -> Ref:
+        ref = await (self.open(key) if create else self.find(key))
+        if ref is None:
+            raise RequestError("unknown_session", f"there is no session {key!r}; open one with session.init")
+        return ref
+
     def live(self) -> list[Ref]:
         """Return the addresses of the sessions that have an actor now."""
         children = self._supervisor().children or {}
@@ -133,8 +154,8 @@ async def ask(ref: Ref, message: Any) -> Any:
     """Ask a session; a fault of the actor becomes an `internal` error."""
     try:
         return await ref.ask(message)
-    except (ActorDeadError, ActorParkedError) as error:
-        raise RequestError("internal", "the session's actor failed; see the log, then try again") from error
+    except ActorDeadError as error:
+        raise SessionGoneError from error
     except MailboxFullError as error:
         raise RequestError("queue_full", "too much waits before this session; try again later") from error
 
@@ -142,15 +163,11 @@ async def ask(ref: Ref, message: Any) -> Any:
 async def run_turn(ref: Ref, message: RunTurn) -> tuple[str, str]:
     """Have a session run a turn and wait for its end: `(status, turn_id)`; raises the RequestError it failed with.
 
-    When this is cancelled the turn goes on: only nobody waits for it any more.
+    When this is cancelled the turn goes on: only nobody waits for it any more. The session first says that it took the
+    turn: a message that is only told is lost where the actor leaves at that moment.
     """
-    try:
-        ref.tell(message)
-        answer: tuple[str, str] = await message.done.wait()
-    except MailboxFullError as error:
-        raise RequestError("queue_full", "too much waits before this session; try again later") from error
-    except KernelError as error:
-        raise RequestError("internal", "the session's actor failed; see the log, then try again") from error
+    await ask(ref, message)
+    answer: tuple[str, str] = await message.done.wait()
     return answer
 
 

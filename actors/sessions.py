@@ -359,11 +359,7 @@ class SessionActor(Actor):
     # --- turns
 
     def _enqueue(self, message: RunTurn) -> None:
-        try:
-            self._admit(message)
-        except RequestError as error:
-            message.done.set_exception(error)
-            return
+        self._admit(message)
         self._memory.waiting.append(message)
         self._run_next()
 
