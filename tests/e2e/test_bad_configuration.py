@@ -219,9 +219,9 @@ async def test_a_port_that_is_taken_is_named(house: Daemon):
     assert "Traceback" not in said
 
 
-def file_for_the_root(root: Root) -> None:
-    shutil.rmtree(root.path)
-    root.path.write_text("not a folder")
+def file_for_the_workspaces(root: Root) -> None:
+    shutil.rmtree(root.workspaces)
+    root.workspaces.write_text("not a folder")
 
 
 def file_for_the_state(root: Root) -> None:
@@ -244,7 +244,7 @@ def folder_for_the_lock(root: Root) -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        file_for_the_root,
+        file_for_the_workspaces,
         file_for_the_state,
         folder_for_the_database,
         letter_for_the_database,

@@ -1,8 +1,11 @@
 """The seven scenarios: a real daemon process, a real socket, a real model server on loopback."""
 
+import json
+import sys
+
 import trio
 
-from tests.support.daemon import Daemon, Seen, check_stream, open_session, run_turn
+from tests.support.daemon import PROJECT, Daemon, Seen, check_stream, open_session, run_turn
 from tests.support.model_server import ModelServer, Response, Stall, calls, message_start, says, text_block
 
 
@@ -153,6 +156,18 @@ async def test_turns_are_chained_by_their_entries(daemon: Daemon):
     found = await daemon.verify()
     assert found.ok
     assert found.entries == len(await daemon.entries())
+    command = [
+        sys.executable,
+        "-m",
+        "actors.commands",
+        "ledger",
+        "verify",
+        "--json",
+        "--root",
+        str(daemon.root.path),
+    ]
+    answer = await trio.run_process(command, cwd=PROJECT, capture_stdout=True)
+    assert json.loads(answer.stdout) == {"ok": True, "entries": found.entries, "first_bad": None}
 
 
 async def test_read_file_runs_and_the_model_is_given_the_text(governed: Daemon, model: ModelServer):

@@ -26,7 +26,7 @@ from store.ledger import Verification, read_entries, verify
 from store.root import Root, lay_out
 
 PROJECT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "tests.e2e.launch"]
+COMMAND = [sys.executable, "-m", "actors.commands", "run"]
 START_S = 20.0
 """How long a daemon may take to be ready on a machine that has other work; it usually takes less than one second."""
 
@@ -74,7 +74,7 @@ class Daemon:
         assert self._process.stdout is not None
         overdue = threading.Timer(START_S, self._process.kill)
         overdue.start()
-        self.ready_line = self._process.stdout.readline().decode().strip()
+        self.ready_line = next((line.decode().strip() for line in self._process.stdout if b"ws://" in line), "")
         overdue.cancel()
         assert self.ready_line, f"the daemon ended before it was ready: {self.log}"
         found = self.root.read_runner()
