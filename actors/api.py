@@ -19,7 +19,7 @@ from actors.runtime.base import ToolDefinition
 from actors.service import Caller as Connected
 from actors.service import Emit
 from actors.session_messages import Caller, Cancel, Close, Init, RunTurn, Status
-from actors.sessions import SessionServices
+from actors.session_services import SessionServices
 from actors.tools.mail import RecipientError, check_recipient, check_text
 from protocol.acting import OPERATOR
 from protocol.errors import RequestError

@@ -50,7 +50,7 @@ from actors.runtime.anthropic import AnthropicRuntime
 from actors.runtime.base import AgentRuntime
 from actors.runtime.constitutional import ConstitutionalRuntime
 from actors.runtime.rehearsal import RehearsalRuntime
-from actors.sessions import SessionServices
+from actors.session_services import SessionServices
 from actors.standing import (
     LookForMail,
     RosterEnacted,

@@ -24,7 +24,8 @@ from actors.kernel import (
 from actors.recovery import record_interruption
 from actors.runtime.base import Ceiling
 from actors.session_messages import RunTurn, SessionMemory
-from actors.sessions import SessionActor, SessionServices
+from actors.session_services import SessionServices
+from actors.sessions import SessionActor
 from protocol.acting import resolve_acting
 from protocol.errors import RequestError
 from store.sessions import find_session, find_session_by_id, running_turns

@@ -10,7 +10,8 @@ import trio
 from actors.directory import Directory
 from actors.kernel import Actor, ActorDeadError, MailboxFullError, SupervisorRef
 from actors.session_messages import EvictIfIdle
-from actors.sessions import SessionServices, idle_since
+from actors.session_services import SessionServices
+from actors.sessions import idle_since
 from actors.standing import LookForMail
 from store.sessions import idle_session_keys
 

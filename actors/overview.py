@@ -13,7 +13,7 @@ import apsw
 from actors.directory import Directory
 from actors.kernel import SupervisorRef, System
 from actors.ledger_writer import WriterFigures
-from actors.sessions import SessionServices
+from actors.session_services import SessionServices
 from actors.standing import StandingMemory, reader_of, session_key_of
 from protocol.roster import Roster
 from store.clock import StrictClock

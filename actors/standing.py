@@ -14,7 +14,7 @@ from actors.directory import Directory, ask, new_future, run_turn
 from actors.kernel import Actor, ChildSpec, Intensity, Ref, Restart, Strategy, Supervisor
 from actors.ledger_writer import commit
 from actors.session_messages import Caller, Init, RunTurn, Status, Subscribe
-from actors.sessions import SessionServices
+from actors.session_services import SessionServices
 from protocol.acting import RUNNER
 from protocol.errors import AgentRunnerError, RequestError
 from protocol.roster import Identity, Roster

@@ -1,0 +1,91 @@
+"""A conversation: where a session stands in its own history and in the ledger, and the turns that follow from it."""
+
+from __future__ import annotations
+
+from actors.context import CHARACTERS_PER_TOKEN, Context
+from actors.runtime.base import Ceiling, SessionIdentity, TurnRequest
+from actors.session_messages import RunTurn
+from actors.session_services import SessionServices
+from actors.turn import Turn
+from protocol.tiers import Acting
+from store.ledger import read_entries
+from store.sessions import SessionRow, history_of, last_ended_cid, last_turn, turn_id
+
+
+class Conversation:
+    """What the next turn of a session builds on; read from the store, then followed from turn to turn.
+
+    `root_cid` is the session's latest turn entry, or its opening.
+    """
+
+    def __init__(self, services: SessionServices, row: SessionRow, ceiling: Ceiling | None) -> None:
+        self._services = services
+        self._row = row
+        self._ceiling = ceiling
+        self._context = Context()
+        self._next_turn = 0
+        self._prev_cid: str | None = None
+        self.root_cid = ""
+        self._load()
+
+    def _load(self) -> None:
+        database, session = self._services.database, self._row.id
+        rows = history_of(
+            database, session, characters_max=self._services.limits.history_tokens_max * CHARACTERS_PER_TOKEN
+        )
+        self._context = Context(rows, shortened=bool(rows) and rows[0].seq > 0)
+        newest = last_turn(database, session)
+        self._next_turn = 0 if newest is None else newest.seq + 1
+        self._prev_cid = last_ended_cid(database, session)
+        self.root_cid = self._prev_cid or self._opening()
+
+    def _opening(self) -> str:
+        found = read_entries(
+            self._services.database, entity_id=self._row.session_key, quality="session_lifecycle", limit=1
+        )
+        return found[0][1].cid
+
+    def follow(self, turn: Turn, cid: str, *, changed: bool) -> None:
+        """Go on behind a turn whose entry is `cid`; `changed` says that the store kept less of it than the turn had."""
+        self._prev_cid = self.root_cid = cid
+        self._next_turn += 1
+        if changed:
+            self._load()
+        else:
+            self._context.append(turn.messages)
+
+    def begin(self, message: RunTurn, acting: Acting) -> tuple[Turn, TurnRequest]:
+        """Return the next turn, and what the runtime is asked for it."""
+        row = self._row
+        turn = Turn(
+            id=turn_id(row.id, self._next_turn),
+            number=self._next_turn,
+            identity=SessionIdentity(row.id, row.session_key, acting, self._model(acting), self._ceiling),
+            journal=self._services.journal(row),
+            prev_cid=self._prev_cid,
+            root_cid=self.root_cid,
+            sink=message.sink,
+            own=message.messages,
+            announce=self._services.announce,
+            run_child=lambda turn, ceiling, prompt, folder: self._services.run_child(
+                row, turn, ceiling, prompt, folder
+            ),
+        )
+        limits = self._services.limits
+        stored = self._context.messages(limits.history_tokens_max)
+        request = TurnRequest(
+            turn_id=turn.id,
+            system=(message.system,) if message.system else (),
+            system_stable=0,
+            messages=[*stored, *message.messages],
+            tools=self._services.registry.definitions if message.tools is None else message.tools,
+            model_calls_max=limits.model_calls_per_turn,
+            own_from=len(stored),
+        )
+        return turn, request
+
+    def _model(self, acting: Acting) -> str | None:
+        if self._row.model is not None or acting.agent is None:
+            return self._row.model
+        identity = self._services.enacted.content.roster.get(acting.agent)
+        return None if identity is None else identity.model

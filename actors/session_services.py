@@ -1,0 +1,58 @@
+"""What every session works with; made once for a daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import apsw
+import trio
+
+from actors.court import Enacted
+from actors.journal import Journal
+from actors.kernel import Ref
+from actors.runtime.base import AgentRuntime, Ceiling
+from actors.tools.base import ToolOutcome
+from actors.tools.registry import Registry
+from actors.turn import Turn
+from protocol.acting import resolve_acting
+from protocol.constitution import Limits
+from protocol.tiers import Acting
+from store.clock import StrictClock
+from store.mailbox import Mail
+from store.sessions import SessionRow
+
+
+@dataclass(frozen=True, slots=True)
+class SessionServices:
+    """What every session works with; `tokens_limited` is true where tokens cost money.
+
+    `hurry` is set when the daemon is ending and running turns are not waited for any longer.
+    """
+
+    writer: Ref
+    clock: StrictClock
+    enacted: Enacted
+    runtime: AgentRuntime
+    registry: Registry
+    database: apsw.Connection
+    secret: bytes
+    tokens_limited: bool
+    announce: Callable[[Sequence[Mail]], None]
+    run_child: Callable[[SessionRow, Turn, Ceiling, str, str | None], Awaitable[ToolOutcome]]
+    hurry: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of the constitution in force."""
+        return self.enacted.content.constitution.limits
+
+    def acting(self, row: SessionRow) -> Acting:
+        """Return who acts in a session by the roster in force."""
+        return resolve_acting(
+            self.enacted.content.roster, owner=row.owner, agent_id=row.agent_id, session_id=row.id
+        )
+
+    def journal(self, row: SessionRow) -> Journal:
+        """Return a journal for what a session does now."""
+        return Journal(self.writer, self.clock, entity_id=row.session_key, actor=self.acting(row).actor)

@@ -1,0 +1,130 @@
+"""Running one turn to its recorded end, however it ends: well, cancelled, too late, refused, failed or cut off."""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from actors.conversation import Conversation
+from actors.session_messages import RunTurn
+from actors.session_services import SessionServices
+from actors.turn import Turn
+from protocol.acting import is_frozen
+from protocol.errors import AgentRunnerError, BackendError, RequestError
+from protocol.events import Done, Failed, LedgerAppend
+from protocol.tiers import Acting
+from store.sessions import SessionRow, tokens_spent
+
+_log = structlog.get_logger("sessions")
+
+
+def check_leave(services: SessionServices, acting: Acting) -> int | None:
+    """Return how many tokens the daily limit leaves, None where tokens cost nothing.
+
+    Raises RequestError where no turn may run now: `agent_frozen`, or `rate_limited` with the time of the reset.
+    """
+    if is_frozen(services.enacted.content.roster, acting):
+        raise RequestError(
+            "agent_frozen", f"{acting.agent_id} is frozen; thaw it in the roster to let it act"
+        )
+    if not services.tokens_limited:
+        return None
+    limit = services.limits.tokens_per_agent_day
+    today = services.clock.moment().date()
+    spent = tokens_spent(services.database, acting.account, today.isoformat())
+    if spent >= limit:
+        tomorrow = (today + dt.timedelta(days=1)).isoformat()
+        raise RequestError(
+            "rate_limited",
+            f"{acting.account} has spent {spent} of {limit} tokens today; the count starts anew at "
+            f"{tomorrow}T00:00:00Z, or raise tokens_per_agent_day in platform/constitution.yaml",
+        )
+    return limit - spent
+
+
+@dataclass(slots=True)
+class TurnRun:
+    """One turn under way: `scope` cancels it; `answer` is `(status, turn_id)` or the RequestError that it failed with.
+
+    `is_recorded` turns false when the end could not be written: whoever goes on must first read the store again.
+    """
+
+    services: SessionServices
+    conversation: Conversation
+    row: SessionRow
+    message: RunTurn
+    scope: trio.CancelScope
+    answer: tuple[str, str] | RequestError
+    is_recorded: bool = True
+
+    async def run(self) -> None:
+        """Run the turn; what goes wrong becomes the answer, only cancellation from outside is raised."""
+        acting = self.services.acting(self.row)
+        turn, request = self.conversation.begin(self.message, acting)
+        timeout_s = self.services.limits.turn_timeout_s
+        status, stop_reason, problem = "failed", None, None
+        try:
+            turn.tokens_left = check_leave(self.services, acting)
+            with self.scope, trio.CancelScope(deadline=trio.current_time() + timeout_s) as timeout:
+                await self.services.runtime.ensure_session(turn.identity)
+                stop_reason = await self.services.runtime.run_turn(turn.identity, request, turn)
+                status = "complete"
+            if status != "complete" and timeout.cancelled_caught:
+                problem = RequestError("turn_timeout", f"the turn took longer than {timeout_s} s")
+            elif status != "complete":
+                status, stop_reason = "cancelled", "cancelled"
+        except trio.Cancelled:
+            # The daemon is ending and the time to finish is over: the turn is recorded as interrupted, so that the mail
+            # that it carried is delivered again.
+            problem = RequestError(
+                "shutting_down", "the daemon ended before the turn did; send it again when it is back"
+            )
+            await self._finish(turn, "interrupted", None, problem)
+            raise
+        except RequestError as error:
+            problem = error
+        except BackendError as error:
+            problem = RequestError(error.code, error.message)
+        except Exception as error:  # noqa: BLE001 - a fault of a turn ends the turn; it is logged, with its id
+            problem = self._internal(turn, error)
+        await self._finish(turn, status, stop_reason, problem)
+
+    def _internal(self, turn: Turn, error: Exception) -> RequestError:
+        name = secrets.token_hex(4)
+        if isinstance(error, AgentRunnerError):
+            _log.error(
+                "turn failed", incident=name, session=self.row.session_key, turn=turn.id, error=str(error)
+            )
+            return RequestError("internal", f"{error} (incident {name} in the log)")
+        _log.error("turn failed", incident=name, session=self.row.session_key, turn=turn.id, exc_info=error)
+        return RequestError(
+            "internal", f"a fault inside the daemon ended the turn (incident {name} in the log)"
+        )
+
+    async def _finish(
+        self, turn: Turn, status: str, stop_reason: str | None, problem: RequestError | None
+    ) -> None:
+        acting = turn.identity.acting
+        try:
+            # Shielded: however the turn was stopped, its end is recorded.
+            with trio.CancelScope(shield=True):
+                entry = await turn.end(status, stop_reason, agent=acting.agent or acting.agent_id)
+        except AgentRunnerError as error:
+            problem = self._internal(turn, error)
+            self.is_recorded = False
+        else:
+            if entry is not None:
+                turn.emit(LedgerAppend(entry))
+                self.conversation.follow(turn, entry.cid, changed=status in ("failed", "interrupted"))
+        if problem is None:
+            turn.emit(Done(stop_reason or "cancelled"))
+            self.answer = (status, turn.id)
+            return
+        if not turn.began:
+            turn.announce_start()
+        turn.emit(Failed(problem.code, problem.message))
+        self.answer = problem
