@@ -8,7 +8,7 @@ from typing import Final
 import apsw
 
 from actors.commands.output import complain
-from protocol.errors import AgentRunnerError, ConfigurationError
+from protocol.errors import AgentRunnerError, ConfigurationError, LedgerError
 
 OK: Final = 0
 FAILED: Final = 1
@@ -32,6 +32,8 @@ def exit_code_of(error: BaseException) -> int | None:
         return NOT_RUNNING
     if isinstance(error, ConfigurationError):
         return BAD_CONFIGURATION
+    if isinstance(error, LedgerError):
+        return LEDGER_BROKEN
     return FAILED if isinstance(error, AgentRunnerError | apsw.Error) else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import apsw
@@ -13,7 +15,7 @@ from actors.commands.exits import LEDGER_BROKEN
 from actors.commands.options import checked_text, example, json_option, keep_root, root_parameter
 from actors.commands.output import complain, moment, one_line, paint, say, say_json, say_table, shortened
 from protocol.entry import QUALITIES, Entry
-from protocol.errors import AgentRunnerError
+from protocol.errors import AgentRunnerError, LedgerError
 from store.database import StorageError
 from store.ledger import Fault, Verification, find_entry, read_entries, verify
 from store.root import Root
@@ -45,11 +47,11 @@ def show_command(
     if cid is not None:
         say_json(msgspec.to_builtins(_one(database, cid)))
         return
-    found = (
-        []
-        if database is None
-        else read_entries(database, entity_id=session, quality=quality, limit=limit, newest_first=True)[::-1]
-    )
+    found: list[tuple[int, Entry]] = []
+    if database is not None:
+        with _readable():
+            found = read_entries(database, entity_id=session, quality=quality, limit=limit, newest_first=True)
+    found.reverse()
     if as_json:
         say_json([msgspec.to_builtins(entry) for _, entry in found])
         return
@@ -64,8 +66,20 @@ def show_command(
     )
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn a row whose JSON cannot be read into a LedgerError."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise LedgerError(
+            f"an entry cannot be read ({error}); `agent-runner ledger verify` names the first one that is wrong"
+        ) from error
+
+
 def _one(database: apsw.Connection | None, cid: str) -> Entry:
-    found = None if database is None else find_entry(database, cid.lower())
+    with _readable():
+        found = None if database is None else find_entry(database, cid.lower())
     if found is None:
         raise AgentRunnerError(f"no entry, or more than one, has a CID that begins with {one_line(cid)!r}")
     return found[1]
@@ -73,7 +87,8 @@ def _one(database: apsw.Connection | None, cid: str) -> Entry:
 
 def _what(entry: Entry) -> str:
     """Return what a reader wants of an entry's payload, on one line."""
-    payload = entry.payload
+    # What is shown was not verified: a payload may be anything that is JSON.
+    payload = entry.payload if isinstance(entry.payload, dict) else {}
     match entry.quality:
         case "policy_verdict":
             words = [payload.get("verdict"), payload.get("tool"), f"at the {payload.get('phase')}"]

@@ -112,6 +112,23 @@ def test_a_database_damaged_in_the_middle_is_a_broken_ledger(agent_runner: Agent
     assert (found.code, found.json["ok"]) == (5, False)
 
 
+@pytest.mark.parametrize("payload", ["not json", "[1]", '{"event":[]}'])
+def test_a_row_that_was_put_in_by_hand_is_found(
+    agent_runner: AgentRunner, stored: Root, payload: str
+) -> None:
+    commit(stored, lifecycle(StrictClock(), "opened"))
+    database = apsw.Connection(str(stored.database))
+    database.execute(
+        "INSERT INTO ledger SELECT 2, 'ffff', 'session_lifecycle', entity_id, target, timestamp, source, actor, "
+        "parents, tags, ?, proof, envelope FROM ledger",
+        (payload,),
+    )
+    database.close()
+    for words in (("ledger", "show"), ("ledger", "show", "--json"), ("ledger", "show", "ff")):
+        assert agent_runner(*words, root=stored).code == (5 if payload == "not json" else 0)
+    assert agent_runner("ledger", "verify", root=stored).code == 5
+
+
 def test_ledger_show_gives_whole_entries_in_order(agent_runner: AgentRunner, stored: Root) -> None:
     clock = StrictClock()
     writes = [lifecycle(clock, f"event{number}") for number in range(30)]
