@@ -66,7 +66,7 @@ beginnings of those paths in it that are not settled so, and every letter that c
 class _Access:
     """The folders of a session for one act, reading or writing; all of what can be known of a path by its letters."""
 
-    __slots__ = ("_barred", "_root_prefix", "_word", "absolute", "lets", "relative")
+    __slots__ = ("_barred", "_root_prefix", "_word", "_write", "absolute", "lets", "relative")
 
     def __init__(
         self,
@@ -82,6 +82,7 @@ class _Access:
         self._barred = tuple(barred)
         self._root_prefix = root_prefix
         self._word = "written" if write else "read"
+        self._write = write
         longest_first = sorted(self.lets, key=len, reverse=True)
         self.relative = tuple(self._folder("", path) for path in longest_first)
         self.absolute = (
@@ -99,6 +100,9 @@ class _Access:
     def problem(self, path: str) -> str | None:
         """Return why the path may not be acted on, or None."""
         normal = normalised_path(path, self._root_prefix)
+        if normal in ("", ".") and not self._write:
+            # The root itself holds nothing but the mounts: to read it is to ask which they are.
+            return None
         holding = [mount for mount in self.lets if _is_within(normal, mount)]
         if (
             holding
@@ -166,7 +170,8 @@ class Gate:
     def judge(self, tool: str, arguments: Mapping[str, Any]) -> Verdict:  # noqa: C901 - a call costs what a check costs
         """Return whether a call with these arguments may run.
 
-        A path argument that is absent or None is the tool's own default and passes. One that is not text, leaves the
+        A path argument that is absent or None is the tool's own default and passes, and so does the root where it is
+        read: the tools list the mounts there. One that is not text, leaves the
         root, lies in no mount (to write: in none that lets write) or is barred is blocked by WORKSPACE_RULE.
         """
         try:

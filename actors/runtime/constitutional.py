@@ -40,6 +40,7 @@ from protocol.tiers import Tier, lower
 from store.board import last_posts
 from store.ledger import read_entries
 from store.mailbox import ClaimMail, Mail, Reader, unread
+from store.protection import UNREADABLE, UNWRITABLE
 from store.unit_of_work import ConflictError
 from store.workspace import Protected, Workspace
 
@@ -156,7 +157,13 @@ class ConstitutionalRuntime(AgentRuntime):
         found = governed.reaches.get(key)
         if found is None:
             gate = compile_gate(
-                content.constitution, tier, mounts, self._registry.path_arguments, root=str(self._root)
+                content.constitution,
+                tier,
+                mounts,
+                self._registry.path_arguments,
+                root=str(self._root),
+                unreadable=UNREADABLE,
+                unwritable=UNWRITABLE,
             )
             found = Reach(tier, tainted, mounts, gate, content)
             governed.reaches = {key: found, **dict(list(governed.reaches.items())[:3])}

@@ -46,7 +46,7 @@ def walk(path: str) -> list[str] | None:
         elif name not in ("", "."):
             at = [*at, name]
     root = ROOT.split("/")[1:]
-    return at[len(root) :] if at[: len(root)] == root and path else None
+    return at[len(root) :] if at[: len(root)] == root else None
 
 
 def holds(one: Rule, tier: Tier, tool: str, arguments: dict) -> bool:
@@ -168,7 +168,7 @@ def test_no_path_passes_that_the_mounts_do_not_hold(mounts, path, unreadable, un
     names = walk(path)
     mount = None if names is None else mount_of(mounts, names)
     barred = [*unreadable, *unwritable] if writes else unreadable
-    allowed = (
+    allowed = (names == [] and not writes) or (
         names is not None
         and mount is not None
         and (mount.write or not writes)
@@ -206,8 +206,6 @@ def test_a_rule_called_unreachable_decides_no_call(rules, calls):
         "/srv/root2/platform/x",
         "/srv/root/../other/platform/x",
         "/",
-        "",
-        ".",
         "Platform/x",
         "platform\\x",
         "~/x",
@@ -239,6 +237,12 @@ def test_a_path_outside_the_mounts_is_blocked(path):
 )
 def test_a_path_in_a_mount_passes_however_it_is_written(path):
     assert gate_of(ALL).judge("read_file", {"path": path}).allowed
+
+
+@pytest.mark.parametrize("path", ["", ".", "./", "/srv/root", "/srv/root/", "platform/.."])
+def test_the_root_is_read_as_the_list_of_the_mounts_and_never_written(path):
+    assert gate_of(ALL).judge("read_file", {"path": path}).allowed
+    assert gate_of(ALL).judge("write_file", {"path": path}).rule == WORKSPACE_RULE
 
 
 def test_writing_needs_a_mount_that_lets_write():
