@@ -125,19 +125,21 @@ class ClaimMail:
     turn_id: str
 
     def apply(self, database: apsw.Connection) -> None:
-        """Insert the claims."""
+        """Insert the claims. Mail to a role (it does not expire) is for one of its holders, whoever comes first."""
         for mail_id in self.mail_ids:
-            read = database.execute(
-                "SELECT 1 FROM mail_receipts WHERE mail_id = ? AND reader = ?", (mail_id, self.reader)
-            ).fetchone()
-            try:
-                if read is not None:
-                    raise ConflictError(f"the message {mail_id} was read meanwhile")
-                database.execute(
-                    "INSERT INTO mail_claims VALUES (?,?,?)", (mail_id, self.reader, self.turn_id)
-                )
-            except apsw.ConstraintError as error:
-                raise ConflictError(f"the message {mail_id} is carried by another turn") from error
+            if self._stands(database, "mail_receipts", mail_id):
+                raise ConflictError(f"the message {mail_id} was read meanwhile")
+            if self._stands(database, "mail_claims", mail_id):
+                raise ConflictError(f"the message {mail_id} is carried by another turn")
+            database.execute("INSERT INTO mail_claims VALUES (?,?,?)", (mail_id, self.reader, self.turn_id))
+
+    def _stands(self, database: apsw.Connection, table: str, mail_id: str) -> bool:
+        found = database.execute(
+            f"SELECT 1 FROM {table} t JOIN mail m ON m.id = t.mail_id "
+            "WHERE t.mail_id = ? AND (t.reader = ? OR m.expires_at IS NULL)",
+            (mail_id, self.reader),
+        )
+        return found.fetchone() is not None
 
 
 @dataclass(frozen=True, slots=True)
