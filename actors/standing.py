@@ -131,31 +131,29 @@ class StandingAgent(Actor):
         if waiting == 0:
             self._memory.held_back = 0
             return
-        delay = self._delay_s(identity, now)
+        found = unread(self._services.database, reader_of(identity), now)
+        # Mail from before this start is a re-delivery, or waited while the daemon was down: it is not counted.
+        is_counted = any(mail.sent_at >= self._began_at for mail in found)
+        delay = self._delay_s(len(found), is_counted=is_counted)
         if delay > 0:
             self._look_again_in(delay)
             return
         self._waking = True
-        self.start_task(self._wake, waiting, name="wake")
+        self.start_task(self._wake, waiting, is_counted, name="wake")
 
-    def _delay_s(self, identity: Identity, now: str) -> float:
-        """Return the seconds until the next wake-up is allowed; counts it where it is allowed now."""
+    def _delay_s(self, messages: int, *, is_counted: bool) -> float:
+        """Return the seconds until the next wake-up is allowed."""
         memory, moment = self._memory, trio.current_time()
         if memory.not_before > moment:
             return memory.not_before - moment
         while memory.wakes and memory.wakes[0] <= moment - WINDOW_S:
             memory.wakes.popleft()
-        found = unread(self._services.database, reader_of(identity), now)
-        if all(mail.sent_at < self._began_at for mail in found):
-            # Mail from before this start is a re-delivery, or waited while the daemon was down.
-            return 0.0
         limit = self._services.enacted.content.constitution.limits.wakeups_per_10_min
-        if len(memory.wakes) >= limit:
+        if is_counted and len(memory.wakes) >= limit:
             if memory.held_back == 0:
-                _log.warning("wake-ups held back", agent=memory.id, messages=len(found), limit=limit)
-            memory.held_back = len(found)
+                _log.warning("wake-ups held back", agent=memory.id, messages=messages, limit=limit)
+            memory.held_back = messages
             return memory.wakes[-limit] + WINDOW_S - moment
-        memory.wakes.append(moment)
         memory.held_back = 0
         return 0.0
 
@@ -168,10 +166,10 @@ class StandingAgent(Actor):
         await trio.sleep(delay_s)
         self.ref.tell(LookForMail())
 
-    async def _wake(self, waiting: int) -> None:
+    async def _wake(self, waiting: int, is_counted: bool) -> None:  # noqa: FBT001 - a task takes no keywords
         again = True
         try:
-            again = await self._run_wake_turn(waiting)
+            again = await self._run_wake_turn(waiting, is_counted=is_counted)
             self._memory.failures = 0
             self._memory.last_problem = None
         except AgentRunnerError as error:
@@ -181,13 +179,15 @@ class StandingAgent(Actor):
         if again:
             self.ref.tell(LookForMail())
 
-    async def _run_wake_turn(self, waiting: int) -> bool:
+    async def _run_wake_turn(self, waiting: int, *, is_counted: bool) -> bool:
         """Run a turn in the idle session; return whether to look again at once (not while it is busy)."""
         ref = await self._open_session()
         await ask(ref, Subscribe(self._session_is_idle))
         state = await ask(ref, Status(_CALLER))
         if state["state"] in ("running", "cancelled"):
             return False
+        if is_counted:
+            self._memory.wakes.append(trio.current_time())
         moment = rfc3339(self._services.clock.moment())
         await commit(self._services.writer, RecordWake(self._memory.id, moment))
         prompt = f"You have {waiting} unread mailbox message(s). Check your mailbox and act on any pending messages."
