@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import apsw
@@ -16,9 +16,8 @@ from actors.kernel import Ref
 from actors.ledger_writer import commit
 from actors.overview import Overview
 from actors.runtime.base import ToolDefinition
-from actors.service import Caller as Connected
-from actors.service import Emit
-from actors.session_messages import Caller, Cancel, Close, Init, RunTurn, Status
+from actors.service import Caller, Emit
+from actors.session_messages import Cancel, Close, Init, RunTurn, Status
 from actors.session_services import SessionServices
 from actors.tools.mail import RecipientError, check_recipient, check_text
 from protocol.acting import OPERATOR
@@ -58,11 +57,11 @@ class Api:
         del connection_id
 
     async def call(  # noqa: C901, PLR0911 - one line for each method
-        self, caller: Connected, method: str, params: Params, emit: Emit
+        self, caller: Caller, method: str, params: Params, emit: Emit
     ) -> dict[str, Any]:
         """Carry out one request; see `actors.service.Service.call`."""
         del method
-        who = Caller(caller.identity, caller.connection_id, caller.authenticated, params.session_token)
+        who = replace(caller, session_token=params.session_token)
         match params:
             case frames.TurnRun():
                 return await self._run_turn(who, params, emit)

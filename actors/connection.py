@@ -20,8 +20,9 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketRequest
 
 from actors.kernel import Actor, Future, Ref
-from actors.service import GUEST, OPERATOR, Caller, Service
+from actors.service import Caller, Service
 from actors.websocket import GOING_AWAY, ServerSocket, SocketLimits
+from protocol.acting import GUEST, OPERATOR
 from protocol.errors import RequestError
 from protocol.native.connection import Connection, Request
 from protocol.native.frames import OPERATOR_METHODS

@@ -119,6 +119,13 @@ def choose_backend(name: str) -> AgentRuntime:
     )
 
 
+class DaemonFailedError(AgentRunnerError):
+    """A part of the tree failed again and again, and with it the daemon."""
+
+    def __init__(self, cause: RootFailedError) -> None:
+        super().__init__(f"the daemon failed for good: {cause}; see the log, then start it again")
+
+
 class Trunk(Supervisor):
     """The root of the tree; it lets its children find each other through `wiring`."""
 
@@ -303,7 +310,9 @@ async def open_daemon(settings: Settings) -> AsyncIterator[tuple[Wiring, Gateway
     Raises ConfigurationError, RootError or BindError when it cannot begin; nothing runs then.
     """
     root = settings.root
-    lay_out(root)
+    if not root.token_file.exists():
+        # Only what was never laid out: content that is gone from a root is missed, not replaced without a word.
+        lay_out(root)
     with Lock(root) as lock:
         content = load_content(checked_platform(root))
         # A database that cannot be used is told to the operator here; later it would be a crash of the writer.
@@ -344,6 +353,8 @@ async def _started(tree: ChildSpec) -> AsyncIterator[System]:
     try:
         async with open_system(tree) as system:
             yield system
+    except RootFailedError as error:
+        raise DaemonFailedError(error) from error
     except ChildStartError as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, AgentRunnerError):
@@ -356,7 +367,7 @@ async def _started(tree: ChildSpec) -> AsyncIterator[System]:
 async def run_daemon(settings: Settings, on_ready: Callable[[Ready], None]) -> None:
     """Run a daemon until SIGTERM or SIGINT: the first one drains, a second one ends; SIGHUP reloads.
 
-    Raises what `open_daemon` raises, and RootFailedError when the tree failed for good.
+    Raises what `open_daemon` raises, and DaemonFailedError when the tree failed for good.
     """
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with open_daemon(settings) as (wiring, gateway):
@@ -394,4 +405,4 @@ async def _hurry_at_second_signal(signals: AsyncIterator[int], wiring: Wiring) -
             return
 
 
-__all__ = ["Ready", "RootFailedError", "Settings", "choose_backend", "open_daemon", "run_daemon"]
+__all__ = ["DaemonFailedError", "Ready", "Settings", "choose_backend", "open_daemon", "run_daemon"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import apsw
@@ -14,20 +13,14 @@ from actors.directory import Directory
 from actors.kernel import SupervisorRef, System
 from actors.ledger_writer import WriterFigures
 from actors.session_services import SessionServices
-from actors.standing import StandingMemory, reader_of, session_key_of
+from actors.standing import StandingMemory
+from protocol.acting import session_key_of
 from protocol.roster import Roster
 from store.clock import StrictClock
 from store.ledger import count_entries
-from store.mailbox import count_unread
+from store.mailbox import count_unread, reader_of
 from store.sessions import count_open_sessions, last_wakes, session_states
-
-
-def program_version() -> str:
-    """Return the version of this program, or `0` where it is not installed as a package."""
-    try:
-        return version("agent-runner")
-    except PackageNotFoundError:
-        return "0"
+from store.version import program_version
 
 
 def list_agents(

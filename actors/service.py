@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from protocol.events import Event
 from protocol.native.frames import Params
-
-OPERATOR: Final = "operator"
-GUEST: Final = "guest"
 
 Emit = Callable[[Event], None]
 
@@ -20,12 +17,14 @@ class Caller:
     """Who makes a request.
 
     `identity` is proved: `operator`, a user's id, or `guest` for a connection that offered nothing. `connection_id`
-    is unique among all connections, also over restarts of the daemon; it is what tells guests apart.
+    is unique among all connections, also over restarts of the daemon; it is what tells guests apart. `session_token` is
+    what the request carried to prove that it may use a session.
     """
 
     identity: str
     connection_id: str
     authenticated: bool
+    session_token: str | None = None
 
 
 class Service(Protocol):

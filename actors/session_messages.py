@@ -8,20 +8,8 @@ from dataclasses import dataclass, field
 
 from actors.kernel import Future
 from actors.runtime.base import Ceiling, Message, ToolDefinition
+from actors.service import Caller
 from protocol.events import Event
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: a proved identity (`operator`, a user's id) or `guest`, over which connection.
-
-    `session_token` is what the request carried, or None.
-    """
-
-    identity: str
-    connection_id: str
-    authenticated: bool
-    session_token: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

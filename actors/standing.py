@@ -13,13 +13,14 @@ import trio
 from actors.directory import Directory, ask, new_future, run_turn
 from actors.kernel import Actor, ChildSpec, Intensity, Ref, Restart, Strategy, Supervisor
 from actors.ledger_writer import commit
-from actors.session_messages import Caller, Init, RunTurn, Status, Subscribe
+from actors.service import Caller
+from actors.session_messages import Init, RunTurn, Status, Subscribe
 from actors.session_services import SessionServices
-from protocol.acting import RUNNER
+from protocol.acting import RUNNER, session_key_of
 from protocol.errors import AgentRunnerError, RequestError
 from protocol.roster import Identity, Roster
 from store.clock import rfc3339
-from store.mailbox import Reader, count_unread, unread
+from store.mailbox import count_unread, reader_of, unread
 from store.sessions import RecordWake, find_session
 
 WINDOW_S: Final = 600.0
@@ -35,16 +36,6 @@ NOT_ITS_FAULT: Final = frozenset({"shutting_down", "rate_limited", "agent_frozen
 
 _CALLER: Final = Caller(RUNNER, "standing", authenticated=True)
 _log = structlog.get_logger("standing")
-
-
-def session_key_of(agent: str) -> str:
-    """Return the key of a standing agent's persistent session."""
-    return f"{agent}:cli:local"
-
-
-def reader_of(identity: Identity) -> Reader:
-    """Return under which addresses mail reaches an identity."""
-    return Reader(identity.id, identity.role, tuple(identity.tags))
 
 
 @dataclass(frozen=True, slots=True)

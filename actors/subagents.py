@@ -10,7 +10,8 @@ import trio
 from actors.directory import Directory, ask, new_future, run_turn
 from actors.kernel import Ref
 from actors.runtime.base import Ceiling
-from actors.session_messages import Caller, Cancel, Init, RunTurn
+from actors.service import Caller
+from actors.session_messages import Cancel, Init, RunTurn
 from actors.tools.base import ToolOutcome
 from actors.tools.subagent import TIMEOUT_S
 from actors.turn import Turn

@@ -17,6 +17,11 @@ GUEST: Final = "guest"
 """What a connection is that proves nothing; the session's owner is then `guest:<first 16 of session_id>`."""
 
 
+def session_key_of(agent: str) -> str:
+    """Return the key of an agent's persistent session, which the operator's chats share."""
+    return f"{agent}:cli:local"
+
+
 def guest_name(session_id: str) -> str:
     """Return the owner and actor of an unproved session."""
     return f"{GUEST}:{session_id[:16]}"

@@ -14,6 +14,7 @@ from typing import Any, Final
 import apsw
 
 from protocol.canonical import blake3_hex
+from protocol.roster import Identity
 from protocol.tiers import Tier
 from store.clock import rfc3339
 from store.unit_of_work import ConflictError
@@ -59,6 +60,11 @@ class Reader:
         """Every recipient that means this reader."""
         role = () if self.role is None else (self.role,)
         return (self.id, *role, "all", *(f"tag:{tag}" for tag in self.tags))
+
+
+def reader_of(identity: Identity) -> Reader:
+    """Return under which addresses mail reaches an identity of the roster."""
+    return Reader(identity.id, identity.role, tuple(identity.tags))
 
 
 def compose(

@@ -54,7 +54,7 @@ class CommandTable(click.Group):
 
 def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from actors.commands.environment import program_version  # noqa: PLC0415 - only here, and not free
+        from store.version import program_version  # noqa: PLC0415 - only here, and not free
 
         click.echo(f"agent-runner {program_version()}")
         ctx.exit()

@@ -13,7 +13,7 @@ from actors.commands.exits import NotRunningError
 from actors.commands.options import example, json_option, keep_root, root_parameter
 from actors.commands.output import clean, moment, one_line, paint, say, say_json, say_table
 from actors.overview import list_agents
-from actors.standing import session_key_of
+from protocol.acting import session_key_of
 from protocol.errors import AgentRunnerError
 from protocol.roster import Roster
 from store.clock import StrictClock

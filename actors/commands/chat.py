@@ -17,7 +17,7 @@ from actors.commands.exits import report
 from actors.commands.options import checked_text, example
 from actors.commands.output import complain, one_line, paint, say
 from actors.commands.transcript import Transcript
-from actors.standing import session_key_of
+from protocol.acting import session_key_of
 from protocol.errors import AgentRunnerError, RequestError
 from store.root import Root
 

@@ -7,9 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-import tomllib
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -21,17 +19,12 @@ from actors.commands.exits import NotRunningError
 from actors.commands.options import keep_root, kept_root, root_option
 from store.database import open_reader
 from store.root import Root, RootError
+from store.version import checkout
 
 ROOT_VARIABLE = "AGENT_RUNNER_ROOT"
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
-
-
-def checkout() -> Path | None:
-    """Return the folder of the checkout that this code lies in, or None where it is installed."""
-    folder = Path(__file__).resolve().parents[2]
-    return folder if (folder / "pyproject.toml").is_file() and (folder / "platform").is_dir() else None
 
 
 def find_root(given: str | None = None) -> Root:
@@ -94,16 +87,3 @@ def open_store(root: Root) -> apsw.Connection | None:
             f"{root.path} is not a root; lay it out with `{typed(root, 'init')}`, or name another with --root"
         )
     return None
-
-
-def program_version() -> str:
-    """Return the version of the installed package, else that of the checkout."""
-    folder = checkout()
-    if folder is not None:
-        return str(
-            tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-        )
-    try:
-        return version("agent-runner")
-    except PackageNotFoundError:
-        return "of unknown version"

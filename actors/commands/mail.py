@@ -11,9 +11,8 @@ from actors.commands.calls import ask
 from actors.commands.environment import open_store, typed, with_root
 from actors.commands.options import checked_text, example, json_option, keep_root, root_parameter
 from actors.commands.output import clean, complain, moment, one_line, paint, say, say_json
-from actors.standing import reader_of
 from protocol.acting import OPERATOR
-from store.mailbox import Mail, Reader, list_mail
+from store.mailbox import Mail, Reader, list_mail, reader_of
 from store.root import Root
 
 _STATES = {True: "read", False: "unread", None: ""}

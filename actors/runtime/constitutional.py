@@ -39,7 +39,7 @@ from protocol.policy import Verdict, compile_gate
 from protocol.tiers import Tier, lower
 from store.board import last_posts
 from store.ledger import read_entries
-from store.mailbox import ClaimMail, Mail, Reader, unread
+from store.mailbox import ClaimMail, Mail, Reader, reader_of, unread
 from store.protection import UNREADABLE, UNWRITABLE
 from store.unit_of_work import ConflictError
 from store.workspace import Protected, Workspace
@@ -191,7 +191,7 @@ class ConstitutionalRuntime(AgentRuntime):
         if session.acting.mail_of is None or session.ceiling is not None:
             return None
         identity = self._enacted.content.roster.get(session.acting.mail_of)
-        return None if identity is None else Reader(identity.id, identity.role, tuple(identity.tags))
+        return None if identity is None else reader_of(identity)
 
     def _govern_request(
         self,

@@ -74,7 +74,9 @@ class Daemon:
         assert self._process.stdout is not None
         overdue = threading.Timer(START_S, self._process.kill)
         overdue.start()
-        self.ready_line = next((line.decode().strip() for line in self._process.stdout if b"ws://" in line), "")
+        self.ready_line = next(
+            (line.decode().strip() for line in self._process.stdout if b"ws://" in line), ""
+        )
         overdue.cancel()
         assert self.ready_line, f"the daemon ended before it was ready: {self.log}"
         found = self.root.read_runner()
