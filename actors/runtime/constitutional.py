@@ -105,7 +105,8 @@ class ConstitutionalRuntime(AgentRuntime):
         turn: Turn = host
         governed = self._sessions[session.session_id]
         for attempt in range(CLAIM_ATTEMPTS):
-            carried = self._unread(session, turn, give_up=attempt == CLAIM_ATTEMPTS - 1)
+            is_last = attempt == CLAIM_ATTEMPTS - 1
+            carried = self._unread(session, turn, give_up=is_last)
             reach = self.reach(governed, session, carried)
             verdicts = {tool.name: reach.gate.offer(tool.name) for tool in request.tools}
             gates = [
@@ -120,6 +121,8 @@ class ConstitutionalRuntime(AgentRuntime):
             try:
                 await turn.begin(mail, carried)
             except ConflictError:
+                if is_last:
+                    raise  # nothing runs in a turn that is not recorded
                 continue
             break
         governed.in_force.update({entry.payload["tool"]: entry for entry in gates})
