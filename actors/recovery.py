@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import apsw
@@ -94,12 +95,16 @@ def record_interruption(
             "stop_reason": None,
             "usage": turn.usage,
         },
-        [*root, *(outcome.cid for outcome in outcomes)],
+        [*root, *_told_before(entries), *(outcome.cid for outcome in outcomes)],
     )
     journal.entry(
         "session_lifecycle",
         session.id,
-        {"event": "interrupted", "reason": "the daemon ended in mid-turn", "claimed_agent_id": None},
+        {
+            "event": "interrupted",
+            "reason": "the daemon ended in mid-turn",
+            "claimed_agent_id": session.agent_id if session.agent_id != journal.actor else None,
+        },
         [entry.cid],
     )
     journal.add(
@@ -121,6 +126,18 @@ def _open_calls(entries: list[Entry]) -> list[Entry]:
     return [
         entry for entry in reversed(entries) if entry.quality == "tool_call" and entry.cid not in answered
     ]
+
+
+def _told_before(entries: list[Entry]) -> list[str]:
+    """Return what a turn that follows the last `turn` entry had been told: results and denials, oldest first."""
+    of_turn = takewhile(lambda entry: entry.quality != "turn", entries)
+    found = [
+        entry.cid
+        for entry in of_turn
+        if entry.quality == "tool_result"
+        or (entry.payload.get("phase"), entry.payload.get("verdict")) == ("call", "blocked")
+    ]
+    return found[::-1]
 
 
 def _opening(database: apsw.Connection, session_key: str) -> list[str]:
