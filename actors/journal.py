@@ -11,7 +11,7 @@ from actors.ledger_writer import commit
 from protocol.entry import Entry, make_entry
 from store.clock import StrictClock
 from store.ledger import AppendEntry
-from store.unit_of_work import Write
+from store.unit_of_work import ConflictError, Write
 
 
 class Journal:
@@ -57,8 +57,17 @@ class Journal:
         """Commit what was collected; returns when it is durable. Raises like `actors.ledger_writer.commit`.
 
         Not cut short by cancellation: a turn that did not know whether its step was recorded could not go on from it.
+        After a ConflictError it is forgotten, to be made anew. After any other failure it stays for the next commit:
+        what is recorded later may rest on these entries, and the ledger holds no entry before its parents.
         """
         pending = self.withdraw()
-        if pending:
+        if not pending:
+            return
+        try:
             with trio.CancelScope(shield=True):
                 await commit(self._writer, *pending)
+        except ConflictError:
+            raise
+        except BaseException:
+            self._pending = [*pending, *self._pending]
+            raise

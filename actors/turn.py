@@ -22,7 +22,6 @@ from protocol.events import Event, LedgerAppend, ToolResult, TurnStarted
 from store.clock import rfc3339
 from store.mailbox import Mail, SettleMail
 from store.sessions import AddUsage, AppendHistory, BeginTurn, EndTurn, ForgetCarriedMail
-from store.unit_of_work import ConflictError
 
 
 @dataclass(slots=True)
@@ -161,7 +160,8 @@ class Turn:
         """Give the model the outcome of a call, and record it where the call was let through.
 
         What the outcome wants written joins the commit; it is durable when this returns.
-        Raises ConflictError when a write's condition no longer holds: the call is open still, nothing is recorded.
+        Raises ConflictError when a write's condition no longer holds, StorageError when the disk refused: the call is
+        open still, nothing is recorded.
         """
         entry = None
         opened = self._open.get(use.id)
@@ -176,7 +176,8 @@ class Turn:
         if opened is not None:
             try:
                 await self.journal.commit()
-            except ConflictError:
+            except Exception:
+                self.journal.withdraw()
                 self._take_answer_back(use)
                 raise
             del self._open[use.id]

@@ -113,7 +113,7 @@ class TurnRun:
             # Shielded: however the turn was stopped, its end is recorded.
             with trio.CancelScope(shield=True):
                 entry = await turn.end(status, stop_reason, agent=acting.agent or acting.agent_id)
-        except AgentRunnerError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the end is not in the store
             problem = self._internal(turn, error)
             self.is_recorded = False
         else:
