@@ -1,15 +1,17 @@
 """The ledger writer: the one actor that writes the database.
 
 Units of work that arrive while a commit is on its way to the disk are committed together by the next one (group
-commit), so that sixty-four busy sessions cost few more synchronous writes than one. The commit runs in a thread: a
-stalled disk stops no heartbeat. trio's own worker threads are used, because they are kept and reused, and handing
-one a job costs about as much as a queue to a thread of our own would.
+commit), so that sixty-four busy sessions cost few more synchronous writes than one. The commits run in a thread of
+the actor's own: a stalled disk stops no heartbeat. A thread that waits at a queue is used, and not trio's workers,
+because a job for those passes two more turns of the loop on its way there and back, which a turn that commits twice
+feels.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+import queue
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,6 +46,9 @@ class WriterFigures:
     failing: str | None = None
 
 
+_Waiting = tuple[UnitOfWork, Future]
+
+
 class LedgerWriter(Actor):
     """Commits units of work, many at a time; restarted, it opens the database anew."""
 
@@ -51,49 +56,83 @@ class LedgerWriter(Actor):
         super().__init__()
         self._open = open_database
         self._figures = figures
-        self._waiting: deque[tuple[UnitOfWork, Future]] = deque()
-        self._arrived = trio.Event()
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._waiting = 0
         self._room = trio.Event()
-        self._idle = trio.Event()
-        self._idle.set()
-        self._database: apsw.Connection | None = None
+        self._thread_ended = trio.Event()
+        self._fault: BaseException | None = None
 
     async def on_start(self) -> None:
         """Open the database and begin to commit."""
-        self._database = await trio.to_thread.run_sync(self._open)
-        self.start_task(self._commit_for_ever, name="group commit")
+        database = await trio.to_thread.run_sync(self._open)
+        token = trio.lowlevel.current_trio_token()
+        # Not waited for at the end of the process: a disk that never answers must not keep a daemon from ending.
+        threading.Thread(
+            target=self._commit_for_ever, args=(database, token), name="ledger", daemon=True
+        ).start()
+        self.start_task(self._keep_thread, name="group commit")
 
     async def on_receive(self, message: Commit) -> None:
         """Put the unit before the disk; its asker is answered when it is durable."""
-        while len(self._waiting) >= WAITING_MAX:
+        while self._waiting >= WAITING_MAX:
             self._room = trio.Event()
             await self._room.wait()
-        future = self.reply_later()
-        self._waiting.append((message.unit, future))
-        self._arrived.set()
+        self._waiting += 1
+        self._queue.put((message.unit, self.reply_later()))
 
     async def on_stop(self) -> None:
-        """Commit what is waiting, then fold the log into the database and close it."""
-        if self._database is None:
+        """Wait until what was put before the disk is committed, and the database is closed."""
+        await self._thread_ended.wait()
+
+    async def _keep_thread(self) -> None:
+        """End the thread with the incarnation, however that ends; a fault of the thread is one of the actor."""
+        try:
+            await self._thread_ended.wait()
+        finally:
+            self._queue.put(None)
+        if self._fault is not None:
+            raise self._fault
+
+    # --- in the thread
+
+    def _commit_for_ever(self, database: apsw.Connection, token: trio.lowlevel.TrioToken) -> None:
+        fault: BaseException | None = None
+        try:
+            while batch := self._take():
+                outcomes = commit_units(database, [unit for unit, _ in batch])
+                token.run_sync_soon(self._answer, batch, outcomes)
+            checkpoint(database)
+            database.close()
+        except trio.RunFinishedError:
             return
-        while self._waiting:
-            await self._commit_batch(self._database)
-        await trio.to_thread.run_sync(_close, self._database)
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the actor
+            fault = error
+        try:
+            token.run_sync_soon(self._thread_has_ended, fault)
+        except trio.RunFinishedError:
+            return
 
-    async def _commit_for_ever(self) -> None:
-        assert self._database is not None  # noqa: S101 - on_start opened it
-        while True:
-            if not self._waiting:
-                self._arrived = trio.Event()
-                await self._arrived.wait()
-            await self._commit_batch(self._database)
+    def _take(self) -> list[_Waiting]:
+        """Wait for units and return those that are there, at most BATCH_MAX; none means the end."""
+        batch: list[_Waiting] = []
+        item = self._queue.get()
+        while item is not None:
+            batch.append(item)
+            if len(batch) == BATCH_MAX:
+                return batch
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return batch
+        if batch:
+            # The end came behind units: they are committed first.
+            self._queue.put(None)
+        return batch
 
-    async def _commit_batch(self, database: apsw.Connection) -> None:
-        batch = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
-        units = [unit for unit, _ in batch]
-        # Shielded: a batch that is on its way to the disk is answered, whoever is being stopped.
-        with trio.CancelScope(shield=True):
-            outcomes = await trio.to_thread.run_sync(commit_units, database, units)
+    # --- back on the loop
+
+    def _answer(self, batch: Sequence[_Waiting], outcomes: Sequence[Outcome]) -> None:
+        self._waiting -= len(batch)
         self._count(outcomes)
         for (_, future), outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
@@ -102,17 +141,16 @@ class LedgerWriter(Actor):
                 future.set(outcome)
         self._room.set()
 
-    def _count(self, outcomes: list[Outcome]) -> None:
+    def _thread_has_ended(self, fault: BaseException | None) -> None:
+        self._fault = fault
+        self._thread_ended.set()
+
+    def _count(self, outcomes: Sequence[Outcome]) -> None:
         failed = next((outcome for outcome in outcomes if isinstance(outcome, StorageError)), None)
         self._figures.units += len(outcomes)
         self._figures.commits += 1
         self._figures.failures += failed is not None
         self._figures.failing = None if failed is None else failed.message
-
-
-def _close(database: apsw.Connection) -> None:
-    checkpoint(database)
-    database.close()
 
 
 async def commit(writer: Ref, *writes: Write) -> list[Any]:
