@@ -54,13 +54,14 @@ class Conversation:
         else:
             self._context.append(turn.messages)
 
-    def begin(self, message: RunTurn, acting: Acting) -> tuple[Turn, TurnRequest]:
-        """Return the next turn, and what the runtime is asked for it."""
-        row = self._row
+    def begin(self, row: SessionRow, message: RunTurn, acting: Acting) -> tuple[Turn, TurnRequest]:
+        """Return the next turn, and what the runtime is asked for it; `row` is the session as it is now."""
         turn = Turn(
             id=turn_id(row.id, self._next_turn),
             number=self._next_turn,
-            identity=SessionIdentity(row.id, row.session_key, acting, self._model(acting), self._ceiling),
+            identity=SessionIdentity(
+                row.id, row.session_key, acting, self._model(row, acting), self._ceiling
+            ),
             journal=self._services.journal(row),
             prev_cid=self._prev_cid,
             root_cid=self.root_cid,
@@ -84,8 +85,8 @@ class Conversation:
         )
         return turn, request
 
-    def _model(self, acting: Acting) -> str | None:
-        if self._row.model is not None or acting.agent is None:
-            return self._row.model
+    def _model(self, row: SessionRow, acting: Acting) -> str | None:
+        if row.model is not None or acting.agent is None:
+            return row.model
         identity = self._services.enacted.content.roster.get(acting.agent)
         return None if identity is None else identity.model

@@ -64,7 +64,7 @@ class TurnRun:
     async def run(self) -> None:
         """Run the turn; what goes wrong becomes the answer, only cancellation from outside is raised."""
         acting = self.services.acting(self.row)
-        turn, request = self.conversation.begin(self.message, acting)
+        turn, request = self.conversation.begin(self.row, self.message, acting)
         timeout_s = self.services.limits.turn_timeout_s
         status, stop_reason, problem = "failed", None, None
         try:
