@@ -35,7 +35,15 @@ from actors.kernel import (
 )
 from actors.ledger_writer import Commit, LedgerWriter, WriterFigures
 from actors.ledger_writer import commit as commit_to
-from actors.runtime.base import AgentRuntime, SessionIdentity, ToolUse, TurnHost, TurnRequest, Usage
+from actors.runtime.base import (
+    AgentRuntime,
+    SessionIdentity,
+    ToolDefinition,
+    ToolUse,
+    TurnHost,
+    TurnRequest,
+    Usage,
+)
 from actors.runtime.constitutional import ConstitutionalRuntime
 from actors.service import Caller
 from actors.session_messages import Init, RunTurn
@@ -236,14 +244,27 @@ class Office:
         await ask(ref, Init(caller, fields.pop("agent_id", key.partition(":")[0]), **fields))
         return ref
 
-    async def turn(self, ref: Ref, message: str = "hello", caller: Caller = OPERATOR) -> Ended:
-        """Run a turn to its end."""
-        return await self.run(ref, Begun(), message, caller)
+    async def turn(
+        self,
+        ref: Ref,
+        message: str = "hello",
+        caller: Caller = OPERATOR,
+        tools: list[ToolDefinition] | None = None,
+    ) -> Ended:
+        """Run a turn to its end; `tools` are those that the client brings, None is the standard set."""
+        return await self.run(ref, Begun(), message, caller, tools)
 
-    async def run(self, ref: Ref, begun: Begun, message: str = "hello", caller: Caller = OPERATOR) -> Ended:
+    async def run(
+        self,
+        ref: Ref,
+        begun: Begun,
+        message: str = "hello",
+        caller: Caller = OPERATOR,
+        tools: list[ToolDefinition] | None = None,
+    ) -> Ended:
         """Run a turn to its end, whose events go to `begun`."""
         try:
-            await ask(ref, self._run_turn(begun, message, caller))
+            await ask(ref, self._run_turn(begun, message, caller, tools))
         except RequestError as error:
             return Ended(begun.events, "error", None, error)
         return await begun.end()
@@ -254,8 +275,10 @@ class Office:
         await ask(ref, self._run_turn(begun, message, caller))
         return begun
 
-    def _run_turn(self, begun: Begun, message: str, caller: Caller) -> RunTurn:
-        return RunTurn(caller, [{"role": "user", "content": message}], None, None, begun.take, begun.done)
+    def _run_turn(
+        self, begun: Begun, message: str, caller: Caller, tools: list[ToolDefinition] | None = None
+    ) -> RunTurn:
+        return RunTurn(caller, [{"role": "user", "content": message}], None, tools, begun.take, begun.done)
 
     async def mail(self, recipient: str, body: str = "A message.", **fields: Any) -> Mail:
         """Send mail as the daemon does for the operator."""
