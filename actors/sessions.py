@@ -29,6 +29,7 @@ from protocol.acting import OPERATOR, RUNNER, guest_name
 from protocol.canonical import blake3_hex
 from protocol.errors import RequestError
 from store.clock import StrictClock, rfc3339
+from store.database import StorageError
 from store.sessions import (
     CreateSession,
     SessionRow,
@@ -140,6 +141,12 @@ class SessionActor(Actor):
                     return await self._evict(message)
         except RequestError as error:
             return Refusal(error)
+        except StorageError as error:
+            # Nothing of it was recorded and nothing is different here: it can be asked again.
+            _log.error(
+                "not recorded", session=self._memory.key, message=type(message).__name__, error=str(error)
+            )
+            return Refusal(RequestError("internal", error.message))
         raise TypeError(f"a session takes no {type(message).__name__}")
 
     # --- whose session
@@ -281,7 +288,8 @@ class SessionActor(Actor):
         await self._services.runtime.close(row.id)
 
     async def _evict(self, message: EvictIfIdle) -> None:
-        row = self._row
+        # Read anew: a turn that is running has been active since the last one ended.
+        row = self._row = find_session(self._services.database, self._memory.key)
         if row is None:
             self.stop()
         elif row.last_activity > message.idle_since or self._memory.waiting:

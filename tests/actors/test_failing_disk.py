@@ -10,9 +10,11 @@ import pytest
 
 from actors import journal
 from actors.runtime.base import SessionIdentity, TurnHost, TurnRequest
+from actors.session_messages import Close, Init
+from protocol.errors import RequestError
 from store.database import StorageError
 from tests.support.daemon import orphans
-from tests.support.office import Office, call, open_office, say, settled
+from tests.support.office import OPERATOR, Office, call, open_office, say, settled
 
 FULL = StorageError(
     "the database did not take a commit: database or disk is full; check free space and the disk"
@@ -73,3 +75,29 @@ async def test_a_commit_that_is_refused_leaves_a_whole_ledger_and_a_history_with
         answered = [orjson.loads(parents)[0] for (parents,) in results]
         assert sorted(answered) == sorted(calls)
         assert office.rows("SELECT count(*) FROM turns WHERE status = 'running'") == [(0,)]
+
+
+async def test_a_session_that_could_not_record_a_request_takes_the_next_one(tmp_path: Path):
+    async with open_office(tmp_path) as office:
+        key = "reed:test:1"
+
+        async def ask(message: Any) -> str:
+            try:
+                await office.directory.ask(key, message, create=True)
+            except RequestError as error:
+                return f"{error.code}: {error.message}"
+            return "ok"
+
+        opening = Init(OPERATOR, "reed")
+        asked = [opening, Close(OPERATOR, None), Init(OPERATOR, "reed", model="another")]
+        for message in asked:
+            office.failure = FULL
+            # Often enough that an actor which crashed each time would not be started again.
+            assert {await ask(message) for _ in range(8)} == {f"internal: {FULL.message}"}
+            office.failure = None
+            await ask(opening)
+        assert (await office.turn(await office.open())).status == "complete"
+        assert [await ask(message) for message in asked] == ["ok", "ok", "ok"]
+        events = office.rows("SELECT payload FROM ledger WHERE quality = 'session_lifecycle' ORDER BY seq")
+        assert [orjson.loads(payload)["event"] for (payload,) in events] == ["opened", "closed", "reopened"]
+        office.check_ledger()
