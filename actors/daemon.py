@@ -7,6 +7,7 @@ daemon (rest_for_one)
 ├─ standing (one_for_one) a permanent child per standing agent
 ├─ heartbeat              permanent; sweeps for missed mail
 ├─ evictor                permanent; closes idle sessions
+    ├─ retention              permanent; throws away what has outlived its time
 └─ gateway (one_for_one)  connections (dynamic) and the listener
 """
 
@@ -46,6 +47,7 @@ from actors.kernel import (
 )
 from actors.ledger_writer import LedgerWriter, WriterFigures
 from actors.overview import Overview
+from actors.retention import Retention
 from actors.runtime.anthropic import AnthropicRuntime
 from actors.runtime.base import AgentRuntime
 from actors.runtime.constitutional import ConstitutionalRuntime
@@ -269,6 +271,7 @@ class Wiring:
                 "evictor",
                 lambda: Evictor(lambda: self.directory, lambda: self.services, settings.ttl_min * 60),
             ),
+            ChildSpec("retention", self._retention),
             gateway.child_spec(),
         ]
         if settings.heartbeat:
@@ -280,6 +283,10 @@ class Wiring:
 
     def _open_writer(self) -> apsw.Connection:
         return open_writer(self.settings.root.database)
+
+    def _retention(self) -> Retention:
+        settings = self.settings
+        return Retention(lambda: self.services, settings.root.workspaces, settings.ttl_min * 60)
 
     def _court(self) -> Court:
         return Court(

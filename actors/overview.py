@@ -13,6 +13,7 @@ from actors.directory import Directory
 from actors.kernel import SupervisorRef, System
 from actors.ledger_writer import WriterFigures
 from actors.session_services import SessionServices
+from actors.spending import spending
 from actors.standing import StandingMemory
 from protocol.acting import session_key_of
 from protocol.roster import Roster
@@ -122,6 +123,7 @@ class Overview:
                 "commits": self.writer.commits,
                 "failing": self.writer.failing,
             },
+            "spending": spending(services),
             "held_back": {
                 name: memory.held_back for name, memory in sorted(self.memories.items()) if memory.held_back
             },

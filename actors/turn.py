@@ -15,6 +15,7 @@ import trio
 from actors.journal import Journal
 from actors.runtime.base import Block, Ceiling, Message, SessionIdentity, ToolUse, Usage
 from actors.tools.base import ToolOutcome
+from actors.tools.delegated import Delegations
 from protocol.canonical import hash_of
 from protocol.entry import Entry
 from protocol.errors import CanonicalError, RequestError
@@ -37,7 +38,8 @@ class Turn:
     """A turn from its first event to its ledger entry.
 
     `prev_cid`: the previous turn's entry, None for the first. `root_cid`: that, or the session's opening. `sink` takes
-    the numbered events and never waits. `own`: the client's messages of this turn.
+    the numbered events and never waits. `own`: the client's messages of this turn. `delegations`: what of it the client
+    executes.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Turn:
     own: list[Message]
     announce: Callable[[Sequence[Mail]], None]
     run_child: Callable[[Turn, Ceiling, str, str | None], Awaitable[ToolOutcome]]
+    delegations: Delegations = field(default_factory=Delegations)
     usage: Usage = field(default_factory=Usage)
     began: bool = False
     input_hash: str | None = None
@@ -94,7 +97,7 @@ class Turn:
             raise RequestError(
                 "rate_limited",
                 f"the daily token limit of {self.identity.acting.account} was reached in this turn; the count starts "
-                "anew at 00:00 UTC, or raise tokens_per_agent_day in platform/constitution.yaml",
+                "anew at 00:00 UTC, or raise the limits in platform/constitution.yaml",
             )
 
     async def call_tools(self, calls: Sequence[ToolUse]) -> list[Block]:
@@ -147,10 +150,11 @@ class Turn:
 
     def open_call(self, use: ToolUse, verdict: Entry) -> Entry:
         """Make the `tool_call` entry whose parent is the verdict; the call may run once that is committed."""
+        executor = "client" if use.name in self.delegations else "runner"
         entry = self.journal.entry(
             "tool_call",
             use.id,
-            {"tool": use.name, "call_id": use.id, "input_hash": hash_of(use.input), "executor": "runner"},
+            {"tool": use.name, "call_id": use.id, "input_hash": hash_of(use.input), "executor": executor},
             [verdict.cid],
         )
         self._open[use.id] = OpenCall(use, entry)
@@ -159,7 +163,8 @@ class Turn:
     async def answer(self, use: ToolUse, outcome: ToolOutcome) -> None:
         """Give the model the outcome of a call, and record it where the call was let through.
 
-        What the outcome wants written joins the commit; it is durable when this returns.
+        What the outcome wants written joins the commit; it is durable when this returns. Calls may be answered in any
+        order, one at a time.
         Raises ConflictError when a write's condition no longer holds, StorageError when the disk refused: the call is
         open still, nothing is recorded.
         """
@@ -190,7 +195,7 @@ class Turn:
             self.emit(LedgerAppend(entry))
 
     def _take_answer_back(self, use: ToolUse) -> None:
-        self._results.pop()
+        self._results.remove(next(block for block in self._results if block["tool_use_id"] == use.id))
         if self._results_kept:
             self._results_kept = False
             self.messages.pop()
@@ -204,6 +209,9 @@ class Turn:
 
     def _keep_results(self) -> None:
         if self._results and not self._results_kept:
+            calls = (block["id"] for block in self._all_blocks if block.get("type") == "tool_use")
+            order = {call_id: number for number, call_id in enumerate(calls)}
+            self._results.sort(key=lambda block: order.get(block["tool_use_id"], len(order)))
             self._append("user", self._results)
             self._results_kept = True
 
@@ -213,14 +221,14 @@ class Turn:
             AppendHistory(self.identity.session_id, self.id, role, content, self.journal.clock.stamp())
         )
 
-    def _outcome_entry(self, opened: OpenCall, content: str, outcome: str) -> Entry:
+    def _outcome_entry(self, opened: OpenCall, content: str | list[Block], outcome: str) -> Entry:
         return self.journal.entry(
             "tool_result",
             opened.use.id,
             {
                 "tool": opened.use.name,
                 "call_id": opened.use.id,
-                "output_hash": _hash_of_text(content),
+                "output_hash": _hash_of_content(content),
                 "outcome": outcome,
             },
             [opened.entry.cid],
@@ -304,12 +312,14 @@ CUT_OFF = "The turn ended before this call had an outcome; whether it took effec
 """What a call without a result says in the history."""
 
 
-def _result_block(call_id: str, content: str, *, is_error: bool) -> Block:
+def _result_block(call_id: str, content: str | list[Block], *, is_error: bool) -> Block:
     return {"type": "tool_result", "tool_use_id": call_id, "content": content, "is_error": is_error}
 
 
-def _hash_of_text(content: str) -> str:
+def _hash_of_content(content: str | list[Block]) -> str:
     try:
         return hash_of(content)
     except CanonicalError:
+        if not isinstance(content, str):
+            raise
         return hash_of(content.encode("utf-8", "replace").decode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import secrets
 from dataclasses import dataclass
 
@@ -12,18 +11,19 @@ import trio
 from actors.conversation import Conversation
 from actors.session_messages import RunTurn
 from actors.session_services import SessionServices
+from actors.spending import note_spending, tokens_left
 from actors.turn import Turn
 from protocol.acting import is_frozen
 from protocol.errors import AgentRunnerError, BackendError, RequestError
 from protocol.events import Done, Failed, LedgerAppend
 from protocol.tiers import Acting
-from store.sessions import SessionRow, tokens_spent
+from store.sessions import SessionRow
 
 _log = structlog.get_logger("sessions")
 
 
 def check_leave(services: SessionServices, acting: Acting) -> int | None:
-    """Return how many tokens the daily limit leaves, None where tokens cost nothing.
+    """Return how many tokens the daily limits leave, None where tokens cost nothing.
 
     Raises RequestError where no turn may run now: `agent_frozen`, or `rate_limited` with the time of the reset.
     """
@@ -31,19 +31,7 @@ def check_leave(services: SessionServices, acting: Acting) -> int | None:
         raise RequestError(
             "agent_frozen", f"{acting.agent_id} is frozen; thaw it in the roster to let it act"
         )
-    if not services.tokens_limited:
-        return None
-    limit = services.limits.tokens_per_agent_day
-    today = services.clock.moment().date()
-    spent = tokens_spent(services.database, acting.account, today.isoformat())
-    if spent >= limit:
-        tomorrow = (today + dt.timedelta(days=1)).isoformat()
-        raise RequestError(
-            "rate_limited",
-            f"{acting.account} has spent {spent} of {limit} tokens today; the count starts anew at "
-            f"{tomorrow}T00:00:00Z, or raise tokens_per_agent_day in platform/constitution.yaml",
-        )
-    return limit - spent
+    return tokens_left(services, acting)
 
 
 @dataclass(slots=True)
@@ -118,6 +106,7 @@ class TurnRun:
             self.is_recorded = False
         else:
             if entry is not None:
+                note_spending(self.services, acting, turn.usage.total)
                 turn.emit(LedgerAppend(entry))
                 self.conversation.follow(turn, entry.cid, changed=status in ("failed", "interrupted"))
         if problem is None:

@@ -56,7 +56,10 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much of everything: whole numbers from 1; names ending in `_s` are seconds."""
+    """How much of everything: whole numbers from 1; names ending in `_s` are seconds, in `_days` days.
+
+    `tokens_per_day` is for the whole daemon. `history_days` None keeps the history for ever.
+    """
 
     queued_turns: Count = 8
     model_calls_per_turn: Count = 50
@@ -66,6 +69,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     mail_hops: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 16
     history_tokens_max: Annotated[int, msgspec.Meta(ge=100, le=10_000_000)] = 120_000
     tokens_per_agent_day: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000_000)] = 2_000_000
+    tokens_per_day: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000_000)] = 20_000_000
+    guest_session_days: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 30
+    history_days: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
 
 
 class MountTemplate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

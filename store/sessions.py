@@ -277,6 +277,34 @@ class AddUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetSession:
+    """Delete a closed session with its turns and its history; what the ledger says of it stays."""
+
+    id: str
+
+    def apply(self, database: apsw.Connection) -> None:
+        """Delete the rows, unless the session was opened again meanwhile."""
+        closed = "SELECT id FROM sessions WHERE id = ? AND state = 'closed'"
+        database.execute(f"DELETE FROM history WHERE session_id IN ({closed})", (self.id,))
+        database.execute(f"DELETE FROM turns WHERE session_id IN ({closed})", (self.id,))
+        database.execute("DELETE FROM sessions WHERE id = ? AND state = 'closed'", (self.id,))
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetHistory:
+    """Delete the history of turns that ended before a moment (RFC 3339); the turns themselves stay."""
+
+    before: str
+
+    def apply(self, database: apsw.Connection) -> None:
+        """Delete the rows."""
+        database.execute(
+            "DELETE FROM history WHERE turn_id IN (SELECT id FROM turns WHERE completed_at < ?)",
+            (self.before,),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class RecordWake:
     """Note when a standing agent woke by itself."""
 
@@ -399,12 +427,20 @@ def history_of_turn(database: apsw.Connection, turn: str) -> list[HistoryRow]:
     return [HistoryRow(found, seq, role, orjson.loads(content), at) for found, seq, role, content, at in rows]
 
 
-def tokens_spent(database: apsw.Connection, agent: str, day: str) -> int:
-    """Return the tokens that an agent spent on a day (UTC, YYYY-MM-DD)."""
-    row = database.execute(
-        "SELECT input_tokens + output_tokens FROM usage WHERE agent = ? AND day = ?", (agent, day)
-    ).fetchone()
-    return 0 if row is None else int(row[0])
+def closed_guest_sessions(database: apsw.Connection, since: str) -> list[SessionRow]:
+    """Return the closed sessions of guests that were last active at `since` (RFC 3339) or before, oldest first."""
+    rows = database.execute(
+        f"{_SESSION} WHERE state = 'closed' AND owner LIKE 'guest:%' AND last_activity <= ? ORDER BY last_activity",
+        (since,),
+    )
+    return [SessionRow(*row) for row in rows]
+
+
+def spending_of_day(database: apsw.Connection, day: str) -> dict[str, int]:
+    """Return the tokens that each account spent on a day (UTC, YYYY-MM-DD)."""
+    return dict(
+        database.execute("SELECT agent, input_tokens + output_tokens FROM usage WHERE day = ?", (day,))
+    )
 
 
 def last_wakes(database: apsw.Connection) -> dict[str, str]:

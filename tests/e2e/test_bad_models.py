@@ -149,6 +149,20 @@ async def test_tool_input_that_cannot_be_used_is_an_error_result_and_the_turn_go
     assert (await governed.verify()).ok
 
 
+async def test_text_that_is_no_unicode_is_mended_on_its_way_and_can_be_sent_again(
+    governed: Daemon, model: ModelServer
+):
+    block = text_block(0, "half \ud83d of a pair")  # as JSON an escape, which a server may well send
+    model.script(Response((message_start(), *block, *message_end("end_turn"))))
+    async with governed.operator() as client:
+        key = await open_session(client, "calli")
+        seen = await run_turn(client, key)
+        assert seen.text == "half \ufffd of a pair"
+        assert (await run_turn(client, key, "go on")).result is not None
+    assert "half \ufffd of a pair" in str(model.requests[-1].body["messages"])
+    assert (await governed.verify()).ok
+
+
 @pytest.mark.parametrize(
     ("tool", "arguments", "words"),
     [

@@ -79,6 +79,9 @@ def test_the_default_limits_are_those_of_the_specification():
         "mail_hops": 16,
         "history_tokens_max": 120_000,
         "tokens_per_agent_day": 2_000_000,
+        "tokens_per_day": 20_000_000,
+        "guest_session_days": 30,
+        "history_days": None,
     }
 
 

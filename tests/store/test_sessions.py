@@ -27,7 +27,7 @@ from store.sessions import (
     running_turns,
     session_id,
     session_states,
-    tokens_spent,
+    spending_of_day,
     turn_id,
     turns_of,
 )
@@ -175,8 +175,8 @@ def test_idle_sessions_are_the_open_ones_of_their_mode(database: apsw.Connection
 def test_tokens_are_counted_per_agent_and_day(database: apsw.Connection):
     commit(database, AddUsage("reed", "2026-11-22", 10, 5), AddUsage("reed", "2026-11-22", 1, 2))
     commit(database, AddUsage("reed", "2026-11-23", 100, 0), AddUsage("calli", "2026-11-22", 7, 0))
-    assert tokens_spent(database, "reed", "2026-11-22") == 18
-    assert tokens_spent(database, "reed", "2026-11-24") == 0
+    assert spending_of_day(database, "2026-11-22") == {"calli": 7, "reed": 18}
+    assert spending_of_day(database, "2026-11-24") == {}
 
 
 def test_the_last_wake_of_an_agent_is_kept(database: apsw.Connection):

@@ -340,7 +340,7 @@ def limit(root: Root, **limits: int) -> None:
     path = root.platform / "constitution.yaml"
     text = path.read_text(encoding="utf-8")
     for name, value in limits.items():
-        text, count = re.subn(rf"^  {name}: \d+", f"  {name}: {value}", text, flags=re.MULTILINE)
+        text, count = re.subn(rf"^  {name}: (?:\d+|null)", f"  {name}: {value}", text, flags=re.MULTILINE)
         assert count == 1
     path.write_text(text, encoding="utf-8")
 
