@@ -68,10 +68,10 @@ class ToolOutput(Event, tag="tool_output"):
 
 
 class ToolResult(Event, tag="tool_result"):
-    """What the model is given as the outcome of a call."""
+    """What the model is given as the outcome of a call: text, or blocks as a client that executed it sent them."""
 
     id: str
-    content: str
+    content: str | list[dict[str, Any]]
     is_error: bool
 
 
