@@ -17,7 +17,7 @@ from actors.ledger_writer import commit
 from actors.overview import Overview
 from actors.runtime.base import ToolDefinition
 from actors.service import Caller, Emit
-from actors.session_messages import Cancel, Close, Init, RunTurn, Status
+from actors.session_messages import AnswerCall, Cancel, Close, Init, RunTurn, Status
 from actors.session_services import SessionServices
 from actors.tools.mail import RecipientError, check_recipient, check_text
 from protocol.acting import OPERATOR
@@ -74,10 +74,8 @@ class Api:
             case frames.SessionStatus():
                 return await self._ask_session(params.session_key, Status(who))
             case frames.ToolAnswer():
-                await self._ask_session(params.session_key, Status(who))
-                raise RequestError(
-                    "unknown_tool_call", f"no call {params.id!r} waits for a result in this session"
-                )
+                answer = AnswerCall(who, params.id, params.plain_content(), params.is_error)
+                return await self._ask_session(params.session_key, answer)
             case frames.RunnerStatus():
                 return self._doors.overview.status()
             case frames.AgentsList():
@@ -104,10 +102,6 @@ class Api:
         return answer
 
     async def _run_turn(self, who: Caller, params: frames.TurnRun, emit: Emit) -> dict[str, Any]:
-        if params.execute is not None:
-            raise RequestError(
-                "invalid_params", "`params.execute`: this runner executes tools itself; leave it out"
-            )
         messages = (
             [{"role": "user", "content": params.message}]
             if params.messages is None
@@ -118,7 +112,8 @@ class Api:
             if params.tools is None
             else [ToolDefinition(tool.name, tool.description, tool.input_schema) for tool in params.tools]
         )
-        message = RunTurn(who, messages, params.system, tools, emit, new_future())
+        delegates = params.execute == "client"
+        message = RunTurn(who, messages, params.system, tools, emit, new_future(), delegates)
         await self._doors.directory.ask(params.session_key, message)
         status, turn = await message.done.wait()
         return {"status": status, "turn_id": turn}

@@ -6,6 +6,7 @@ from actors.context import CHARACTERS_PER_TOKEN, Context
 from actors.runtime.base import Ceiling, SessionIdentity, TurnRequest
 from actors.session_messages import RunTurn
 from actors.session_services import SessionServices
+from actors.tools.delegated import Delegations
 from actors.turn import Turn
 from protocol.tiers import Acting
 from store.ledger import read_entries
@@ -56,6 +57,12 @@ class Conversation:
 
     def begin(self, row: SessionRow, message: RunTurn, acting: Acting) -> tuple[Turn, TurnRequest]:
         """Return the next turn, and what the runtime is asked for it; `row` is the session as it is now."""
+        limits, registry = self._services.limits, self._services.registry
+        tools = registry.definitions if message.tools is None else message.tools
+        delegated: list[str] = []
+        if message.delegates:
+            tools = registry.with_own(tools)
+            delegated = [tool.name for tool in tools if tool.name not in registry]
         turn = Turn(
             id=turn_id(row.id, self._next_turn),
             number=self._next_turn,
@@ -71,15 +78,15 @@ class Conversation:
             run_child=lambda turn, ceiling, prompt, folder: self._services.run_child(
                 row, turn, ceiling, prompt, folder
             ),
+            delegations=Delegations(delegated, timeout_s=limits.delegated_tool_timeout_s),
         )
-        limits = self._services.limits
         stored = self._context.messages(limits.history_tokens_max)
         request = TurnRequest(
             turn_id=turn.id,
             system=(message.system,) if message.system else (),
             system_stable=0,
             messages=[*stored, *message.messages],
-            tools=self._services.registry.definitions if message.tools is None else message.tools,
+            tools=tools,
             model_calls_max=limits.model_calls_per_turn,
             own_from=len(stored),
         )

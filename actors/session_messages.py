@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from actors.kernel import Future
-from actors.runtime.base import Ceiling, Message, ToolDefinition
+from actors.runtime.base import Block, Ceiling, Message, ToolDefinition
 from actors.service import Caller
 from protocol.events import Event
 
@@ -24,7 +24,10 @@ class Init:
 
 @dataclass(slots=True)
 class RunTurn:
-    """Run a turn when those before it are done. `done` is answered with `(status, turn_id)` or a RequestError."""
+    """Run a turn when those before it are done. `done` is answered with `(status, turn_id)` or a RequestError.
+
+    With `delegates` the client executes those of `tools` that are not in the standard set.
+    """
 
     caller: Caller
     messages: list[Message]
@@ -32,6 +35,17 @@ class RunTurn:
     tools: list[ToolDefinition] | None
     sink: Callable[[Event], None]
     done: Future
+    delegates: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCall:
+    """Give a call that a client executes its result: text, or blocks of the Messages API (text, image)."""
+
+    caller: Caller
+    call_id: str
+    content: str | list[Block]
+    is_error: bool
 
 
 @dataclass(frozen=True, slots=True)

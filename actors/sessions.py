@@ -14,6 +14,7 @@ from actors.journal import Journal
 from actors.kernel import Actor, Refusal
 from actors.recovery import record_interruption
 from actors.session_messages import (
+    AnswerCall,
     Cancel,
     Close,
     EvictIfIdle,
@@ -24,6 +25,7 @@ from actors.session_messages import (
     Subscribe,
 )
 from actors.session_services import SessionServices
+from actors.tools.delegated import unknown_call
 from actors.turn_run import TurnRun, check_leave
 from protocol.acting import OPERATOR, RUNNER, guest_name
 from protocol.canonical import blake3_hex
@@ -120,7 +122,7 @@ class SessionActor(Actor):
         if self._row is not None:
             await self._services.runtime.close(self._row.id)
 
-    async def on_receive(self, message: Any) -> Any:  # noqa: PLR0911 - one line for each message
+    async def on_receive(self, message: Any) -> Any:  # noqa: C901, PLR0911 - one line for each message
         """Handle one message; a refusal is a reply, not a crash."""
         try:
             match message:
@@ -134,6 +136,8 @@ class SessionActor(Actor):
                     return await self._close(message)
                 case Status():
                     return self._status(message)
+                case AnswerCall():
+                    return self._answer_call(message)
                 case Subscribe():
                     self._memory.on_idle = message.on_idle
                     return None
@@ -376,6 +380,13 @@ class SessionActor(Actor):
         if self._running is None:
             return {"state": "closed" if row.state == "closed" else "idle"}
         return {"state": "cancelled" if self._running.scope.cancel_called else "running"}
+
+    def _answer_call(self, message: AnswerCall) -> dict[str, Any]:
+        self._require(message.caller)
+        if self._running is None:
+            raise unknown_call(message.call_id)
+        self._running.delegations.answer(message.call_id, message.content, is_error=message.is_error)
+        return {"ok": True}
 
     def _refuse_waiting(self, code: str, why: str) -> None:
         while self._memory.waiting:

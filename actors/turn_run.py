@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 import trio
@@ -12,6 +12,7 @@ from actors.conversation import Conversation
 from actors.session_messages import RunTurn
 from actors.session_services import SessionServices
 from actors.spending import note_spending, tokens_left
+from actors.tools.delegated import Delegations
 from actors.turn import Turn
 from protocol.acting import is_frozen
 from protocol.errors import AgentRunnerError, BackendError, RequestError
@@ -39,6 +40,7 @@ class TurnRun:
     """One turn under way: `scope` cancels it; `answer` is `(status, turn_id)` or the RequestError that it failed with.
 
     `is_recorded` turns false when the end could not be written: whoever goes on must first read the store again.
+    `delegations` are those of its calls that the client executes.
     """
 
     services: SessionServices
@@ -48,11 +50,13 @@ class TurnRun:
     scope: trio.CancelScope
     answer: tuple[str, str] | RequestError
     is_recorded: bool = True
+    delegations: Delegations = field(default_factory=Delegations)
 
     async def run(self) -> None:
         """Run the turn; what goes wrong becomes the answer, only cancellation from outside is raised."""
         acting = self.services.acting(self.row)
         turn, request = self.conversation.begin(self.row, self.message, acting)
+        self.delegations = turn.delegations
         timeout_s = self.services.limits.turn_timeout_s
         status, stop_reason, problem = "failed", None, None
         try:

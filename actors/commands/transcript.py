@@ -51,7 +51,7 @@ class Transcript:
         self._line(f"{paint('tool', fg='cyan')} {paint(one_line(event['name']), bold=True)} {written}")
 
     def _on_tool_result(self, event: dict[str, Any]) -> None:
-        content = event["content"]
+        content = _as_text(event["content"])
         style: dict[str, Any] = {"fg": "red"} if event["is_error"] else {"dim": True}
         lines = clean(content[:RESULT_CHARACTERS_MAX]).splitlines()
         for line in lines[:RESULT_LINES_MAX]:
@@ -107,3 +107,12 @@ class Transcript:
         cleaned = clean(text)
         self._write(paint(cleaned, dim=True) if aside else cleaned)
         self._at_line_start = cleaned.endswith("\n")
+
+
+def _as_text(content: str | list[dict[str, Any]]) -> str:
+    """Return what a tool gave as text; what is no text is named by its kind."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(
+        str(block["text"]) if block.get("type") == "text" else f"[{block.get('type')}]" for block in content
+    )

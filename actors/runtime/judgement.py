@@ -1,14 +1,17 @@
 """Judging the calls of one model message: verdict, effect, outcome, in this order and all in the ledger.
 
 A denial is a value: the verdict is recorded, the model is told why, and the turn goes on. What a turn reads can lower
-its trust, so the calls behind one that may have read something are judged only when that is known.
+its trust, so the calls behind one that may have read something are judged only when that is known. Calls that the
+client executes are sent to it together and awaited side by side, while the runner executes its own in order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import trio
 
 from actors.runtime.base import Block, ToolUse, Usage
 from actors.tools.base import ToolOutcome
@@ -16,7 +19,7 @@ from actors.turn import Turn
 from protocol.canonical import hash_of
 from protocol.entry import Entry
 from protocol.errors import CanonicalError
-from protocol.events import Event, LedgerAppend, PolicyGate
+from protocol.events import Event, LedgerAppend, PolicyGate, ToolExecute
 from protocol.mounts import Mount
 from protocol.policy import Gate, Verdict
 from protocol.tiers import Tier
@@ -63,6 +66,7 @@ class _Judged:
     problem: str | None
     verdict_entry: Entry | None = None
     call_entry: Entry | None = None
+    is_delegated: bool = False
 
 
 @dataclass(slots=True)
@@ -77,6 +81,7 @@ class JudgedTurn:
     narrow: Callable[[], Reach]
     execute: Callable[[ToolUse, Reach], Awaitable[ToolOutcome]]
     changes_trust: Callable[[str], bool]
+    _answering: trio.Lock = field(default_factory=trio.Lock)
 
     def emit(self, event: Event) -> None:
         """Pass on to the turn."""
@@ -122,6 +127,7 @@ class JudgedTurn:
         )
         if verdict.allowed:
             judged.call_entry = self.turn.open_call(use, judged.verdict_entry)
+            judged.is_delegated = use.name in self.turn.delegations
         return judged
 
     async def _run_group(self, group: list[_Judged]) -> None:
@@ -132,24 +138,56 @@ class JudgedTurn:
                 self.turn.emit(PolicyGate(judged.verdict_entry))
             if judged.call_entry is not None:
                 self.turn.emit(LedgerAppend(judged.call_entry))
-        for judged in group:
+        delegated = [judged for judged in group if judged.is_delegated]
+        for judged in delegated:
+            self.turn.delegations.order(judged.use)
+            self.turn.emit(ToolExecute(judged.use.id, judged.use.name, judged.use.input))
+        if delegated:
+            own = [judged for judged in group if not judged.is_delegated]
+            await self._settle_side_by_side([own, *([judged] for judged in delegated)])
+        else:
+            await self._settle(group)
+
+    async def _settle_side_by_side(self, rows: Sequence[list[_Judged]]) -> None:
+        faults: list[Exception] = []
+
+        async def settle(row: list[_Judged]) -> None:
+            try:
+                await self._settle(row)
+            except Exception as fault:  # noqa: BLE001 - raised below as it is, and not in a group
+                faults.append(fault)
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for row in rows:
+                nursery.start_soon(settle, row)
+        if faults:
+            raise faults[0]
+
+    async def _settle(self, row: list[_Judged]) -> None:
+        """Bring calls to their outcome, one after the other."""
+        for judged in row:
             if judged.problem is not None:
-                await self.turn.answer(judged.use, ToolOutcome(judged.problem, is_error=True))
+                await self._answer(judged.use, ToolOutcome(judged.problem, is_error=True))
             elif judged.verdict is not None and not judged.verdict.allowed:
                 self._note_denial(judged)
                 reason = judged.verdict.reason
-                await self.turn.answer(judged.use, ToolOutcome(f"Denied: {reason}", is_error=True))
+                await self._answer(judged.use, ToolOutcome(f"Denied: {reason}", is_error=True))
+            elif judged.is_delegated:
+                await self._answer(judged.use, await self.turn.delegations.wait(judged.use))
             else:
-                await self._run(judged)
+                await self._answer(judged.use, await self.execute(judged.use, self.reach))
 
     def _note_denial(self, judged: _Judged) -> None:
         if judged.verdict_entry is not None:
             self.turn.parents.append(judged.verdict_entry.cid)
 
-    async def _run(self, judged: _Judged) -> None:
-        outcome = await self.execute(judged.use, self.reach)
-        try:
-            await self.turn.answer(judged.use, outcome)
-        except ConflictError as error:
-            again = ToolOutcome(f"{error}; call {judged.use.name} again.", is_error=True)
-            await self.turn.answer(judged.use, again)
+    async def _answer(self, use: ToolUse, outcome: ToolOutcome) -> None:
+        # Shielded: an outcome that is known is recorded, also where the turn is stopped while others are recorded.
+        with trio.CancelScope(shield=True):
+            async with self._answering:
+                try:
+                    await self.turn.answer(use, outcome)
+                except ConflictError as error:
+                    again = ToolOutcome(f"{error}; call {use.name} again.", is_error=True)
+                    await self.turn.answer(use, again)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import apsw
 
-from actors.runtime.base import ToolDefinition
+from actors.runtime.base import Block, ToolDefinition
 from protocol.constitution import Limits
 from protocol.tiers import Acting, Tier
 
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 class ToolOutcome:
     """What a call gives: text for the model, whether it is an error, and what is to be committed with it.
 
+    `content` is text, or blocks of the Messages API (text, image) where a client executed the call.
     `carried`: mail that the turn carries from now on. `sent`: mail whose recipients are to be told once committed.
     `timed_out` is an error of its own kind in the ledger.
     """
 
-    content: str
+    content: str | list[Block]
     is_error: bool = False
     timed_out: bool = False
     writes: Sequence[Write] = ()

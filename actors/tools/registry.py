@@ -54,6 +54,10 @@ class Registry:
     def __contains__(self, name: str) -> bool:
         return name in self._tools
 
+    def with_own(self, tools: Iterable[ToolDefinition]) -> list[ToolDefinition]:
+        """Return tools that a client brings, with the registry's definition of each that the registry runs."""
+        return [self._tools[tool.name].definition if tool.name in self._tools else tool for tool in tools]
+
     def changes_trust(self, name: str) -> bool:
         """Return whether the outcome of a tool may lower the trust of the turn that called it."""
         tool = self._tools.get(name)
@@ -76,7 +80,9 @@ class Registry:
         except (AgentRunnerError, OSError) as error:
             _log.warning("tool failed", tool=use.name, session=context.session_key, error=str(error))
             return ToolOutcome(f"{use.name} failed: {error}", is_error=True)
-        return replace(outcome, content=_fit(outcome.content))
+        if isinstance(outcome.content, str):
+            outcome = replace(outcome, content=_fit(outcome.content))
+        return outcome
 
 
 def _fit(text: str) -> str:

@@ -164,7 +164,10 @@ class SessionInit(Params, frozen=True):
 
 
 class TurnRun(Params, frozen=True):
-    """`turn.run`: run one turn; exactly one of `message` and `messages`. `tools` None means the standard set."""
+    """`turn.run`: run one turn; exactly one of `message` and `messages`. `tools` None means the standard set.
+
+    With `execute` the client runs what of its `tools` is not in the standard set: `tool_execute`, `tool.result`.
+    """
 
     session_key: SessionKey
     message: str | None = None
@@ -213,12 +216,17 @@ class SessionStatus(Params, frozen=True):
 
 
 class ToolAnswer(Params, frozen=True):
-    """`tool.result`: what a tool gave that the client ran."""
+    """`tool.result`: what a tool gave that the client ran; `id` is that of the `tool_execute` event."""
 
     session_key: SessionKey
     id: Name
     content: str | list[TextBlock | ImageBlock]
     is_error: bool = False
+
+    def plain_content(self) -> str | list[dict[str, Any]]:
+        """Return the content as the Messages API writes it: text, or blocks as plain dicts."""
+        plain: str | list[dict[str, Any]] = msgspec.to_builtins(self.content)
+        return plain
 
 
 class RunnerStatus(Params, frozen=True):
