@@ -9,16 +9,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import apsw
+import structlog
 
 from actors.court import Reload, Reloaded
 from actors.directory import Directory, new_future
-from actors.kernel import Ref
+from actors.kernel import ActorDeadError, Ref
 from actors.ledger_writer import commit
 from actors.overview import Overview
 from actors.runtime.base import ToolDefinition
 from actors.service import Caller, Emit
 from actors.session_messages import AnswerCall, Cancel, Close, Init, RunTurn, Status
 from actors.session_services import SessionServices
+from actors.standing import Unpark
 from actors.tools.mail import RecipientError, check_recipient, check_text
 from protocol.acting import OPERATOR
 from protocol.errors import RequestError
@@ -27,7 +29,9 @@ from protocol.native.frames import Params
 from protocol.roster import tier_of
 from protocol.tiers import Tier
 from store.board import TEXT_CHARACTERS_MAX, Post, PostBoard, fold
-from store.mailbox import SendMail, compose, find_mail
+from store.mailbox import MarkRead, Reader, SendMail, compose, find_mail
+
+_log = structlog.get_logger("api")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Api:
         """Nothing is kept for a connection: ids are never used again, so those in a session's openers prove nothing."""
         del connection_id
 
-    async def call(  # noqa: C901, PLR0911 - one line for each method
+    async def call(  # noqa: C901, PLR0911, PLR0912 - one line for each method
         self, caller: Caller, method: str, params: Params, emit: Emit
     ) -> dict[str, Any]:
         """Carry out one request; see `actors.service.Service.call`."""
@@ -80,11 +84,19 @@ class Api:
                 return self._doors.overview.status()
             case frames.AgentsList():
                 return {"agents": self._doors.overview.agents()}
+            case frames.AgentsRetry():
+                return await self._retry(params.agent_id)
             case frames.RunnerReload():
                 reloaded: Reloaded = await self._doors.court().ask(Reload())
-                return {"changed": reloaded.changed, "problem": reloaded.problem}
+                return {
+                    "changed": reloaded.changed,
+                    "problem": reloaded.problem,
+                    "problems": list(reloaded.problems),
+                }
             case frames.MailSend():
                 return await self._send_mail(params)
+            case frames.MailRead():
+                return await self._read_mail(params.ids)
             case frames.BoardPost():
                 return await self._post(params)
         raise RequestError("unknown_method", f"{type(params).__name__} is not carried out here")
@@ -150,6 +162,33 @@ class Api:
         await commit(services.writer, SendMail(mail))
         services.announce([mail])
         return {"id": mail.id}
+
+    async def _read_mail(self, ids: list[str]) -> dict[str, Any]:
+        services = self._doors.services()
+        addresses = Reader(OPERATOR).addresses
+        for mail_id in ids:
+            mail = find_mail(self._doors.database(), mail_id)
+            if mail is None or mail.recipient not in addresses:
+                raise RequestError(
+                    "invalid_params", f"`params.ids`: no message {mail_id!r} is the operator's"
+                )
+        await commit(services.writer, MarkRead(ids, OPERATOR, services.clock.stamp()))
+        return {"read": len(ids)}
+
+    async def _retry(self, agent: str) -> dict[str, Any]:
+        """Un-park an agent wherever it is parked: its actor that crashed, or its wake-ups that failed."""
+        overview = self._doors.overview
+        standing = overview.standing()
+        ref = standing.child(agent)
+        if ref is None:
+            raise RequestError("invalid_params", f"`params.agent_id`: there is no standing agent {agent!r}")
+        try:
+            has_crashed = await standing.retry(agent)
+            was_parked = bool(await ref.ask(Unpark()))
+        except ActorDeadError as error:
+            raise RequestError("internal", f"{agent} was tried again and failed at once: {error}") from error
+        _log.info("agent retried", agent=agent, had_crashed=has_crashed, was_parked=was_parked)
+        return {"retried": has_crashed or was_parked}
 
     async def _post(self, params: frames.BoardPost) -> dict[str, Any]:
         services = self._doors.services()

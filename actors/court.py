@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ class Reload:
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """What a reload came to; `problem` is None when the files were enacted."""
+    """What a reload came to; `problem` is None when the files were enacted, else the first of `problems`."""
 
     changed: bool
     problem: str | None
@@ -43,6 +44,7 @@ class Reloaded:
 
 @dataclass(slots=True)
 class Enacted:
+    problems: tuple[str, ...] = ()
     """The constitution in force; read by everyone, replaced by the court alone, whole, in one assignment."""
 
     content: Content
@@ -94,15 +96,10 @@ class Court(Actor):
         try:
             content = await trio.to_thread.run_sync(load_content, self._platform)
         except ConfigurationError as error:
-            problem = str(error)
-            if problem != self._enacted.problem:
-                self._enacted.problem = problem
-                _log.error("constitution refused, the old one stays in force", problem=problem)
-                await self._record("refused", self._enacted.content, problem)
-            return Reloaded(changed=False, problem=problem)
-        before = self._enacted.content
-        self._enacted.problem = None
-        if _same(before, content):
+            refused = await self._refuse(str(error))
+            return replace(refused, problems=tuple(map(str, getattr(error, "errors", (error,)))))
+        if _same(self._enacted.content, content):
+            self._enacted.problem = self._recorded_problem = None
             return Reloaded(changed=False, problem=None)
         await self._record("enacted", content, None)
         self._enacted.content = content

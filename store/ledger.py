@@ -17,6 +17,9 @@ _COLUMNS = (
     "cid, quality, entity_id, target, timestamp, source, actor, parents, tags, payload, proof, envelope"
 )
 
+# A payload that somebody put in by hand need not be JSON.
+_IN_PAYLOAD = "CASE WHEN json_valid(payload) THEN json_extract(payload, '$.{}') END"
+
 
 @dataclass(frozen=True, slots=True)
 class AppendEntry:
@@ -75,14 +78,32 @@ def read_entries(
     entity_id: str | None = None,
     quality: str | None = None,
     actor: str | None = None,
+    tool: str | None = None,
+    verdict: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    after: int | None = None,
     limit: int | None = None,
     newest_first: bool = False,
 ) -> list[tuple[int, Entry]]:
-    """Return `(seq, entry)` of the entries that match every filter given, in ledger order or newest first."""
+    """Return `(seq, entry)` of the entries that match every filter given, in ledger order or newest first.
+
+    `tool` and `verdict` are those of the payload; `since` and `until` (which is not included) are RFC 3339 times as
+    the ledger writes them; `after` is a position.
+    """
     conditions, values = [], []
-    for column, value in (("entity_id", entity_id), ("quality", quality), ("actor", actor)):
+    for condition, value in (
+        ("entity_id = ?", entity_id),
+        ("quality = ?", quality),
+        ("actor = ?", actor),
+        (f"{_IN_PAYLOAD.format('tool')} = ?", tool),
+        (f"{_IN_PAYLOAD.format('verdict')} = ?", verdict),
+        ("timestamp >= ?", since),
+        ("timestamp < ?", until),
+        ("seq > ?", after),
+    ):
         if value is not None:
-            conditions.append(f"{column} = ?")
+            conditions.append(condition)
             values.append(value)
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     order = "DESC" if newest_first else "ASC"

@@ -165,6 +165,22 @@ class SettleMail:
         database.execute("DELETE FROM mail_claims WHERE turn_id = ?", (self.turn_id,))
 
 
+@dataclass(frozen=True, slots=True)
+class MarkRead:
+    """Note that a reader has read messages; what was read before stays as it is."""
+
+    mail_ids: Sequence[str]
+    reader: str
+    read_at: str
+
+    def apply(self, database: apsw.Connection) -> None:
+        """Insert the receipts."""
+        for mail_id in self.mail_ids:
+            database.execute(
+                "INSERT OR IGNORE INTO mail_receipts VALUES (?,?,?)", (mail_id, self.reader, self.read_at)
+            )
+
+
 # --- reads
 
 
@@ -219,17 +235,31 @@ def count_unread(database: apsw.Connection, reader: Reader, now: str) -> int:
 
 
 def list_mail(
-    database: apsw.Connection, *, reader: Reader | None = None, limit: int = 100
+    database: apsw.Connection,
+    *,
+    reader: Reader | None = None,
+    limit: int = 100,
+    unread_at: str | None = None,
 ) -> list[tuple[Mail, bool | None]]:
     """Return the newest messages, oldest first, each with whether it was read.
 
     Read by `reader` where one is given (only mail to that reader is listed then), else by the single identity that it
-    is addressed to, else None (mail to a role, a tag or all).
+    is addressed to, else None (mail to a role, a tag or all). With `unread_at` (RFC 3339) only what is still
+    delivered at that time: to `reader`, else to anybody and read by nobody.
     """
     where, values = "", []
-    if reader is not None:
+    if reader is not None and unread_at is not None:
+        condition, addresses = _unread_condition(reader)
+        where, values = f"WHERE {condition}", [*addresses, *_unread_values(reader, unread_at)]
+    elif reader is not None:
         where = f"WHERE recipient IN ({','.join('?' * len(reader.addresses))})"
         values = list(reader.addresses)
+    elif unread_at is not None:
+        where = (
+            "WHERE (expires_at IS NULL OR expires_at > ?) "
+            "AND NOT EXISTS (SELECT 1 FROM mail_receipts r WHERE r.mail_id = mail.id)"
+        )
+        values = [unread_at]
     rows = database.execute(f"{_MAIL} {where} ORDER BY number DESC LIMIT ?", (*values, limit)).fetchall()
     return [(mail, _was_read(database, mail, reader)) for mail in map(_mail, reversed(rows))]
 
@@ -250,6 +280,27 @@ def find_mail(database: apsw.Connection, mail_id: str) -> Mail | None:
     """Return a message by its id, or None."""
     row = database.execute(f"{_MAIL} WHERE id = ?", (mail_id,)).fetchone()
     return None if row is None else _mail(row)
+
+
+def matching_mail(database: apsw.Connection, id_prefix: str) -> list[Mail]:
+    """Return the messages whose id begins with `id_prefix`: at most two, so that one alone is meant."""
+    rows = database.execute(
+        f"{_MAIL} WHERE id >= ? AND id < ? ORDER BY id LIMIT 2", (id_prefix, id_prefix + "g")
+    )
+    return [_mail(row) for row in rows]
+
+
+def thread_of(database: apsw.Connection, thread: str) -> list[tuple[Mail, dict[str, str]]]:
+    """Return the messages of a thread, oldest first, each with its readers and when they read it (RFC 3339)."""
+    mails = [_mail(row) for row in database.execute(f"{_MAIL} WHERE thread = ? ORDER BY number", (thread,))]
+    return [(mail, _readers(database, mail.id)) for mail in mails]
+
+
+def _readers(database: apsw.Connection, mail_id: str) -> dict[str, str]:
+    rows = database.execute(
+        "SELECT reader, read_at FROM mail_receipts WHERE mail_id = ? ORDER BY read_at, reader", (mail_id,)
+    )
+    return {str(reader): str(read_at) for reader, read_at in rows}
 
 
 def carried_by(database: apsw.Connection, turn: str) -> list[Mail]:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from protocol.errors import AgentRunnerError, ConfigurationError
 from store.content import shipped_platform
 
 TOKEN_BYTES: Final = 32
+ATTEMPTS: Final = 5
+BETWEEN_ATTEMPTS_S: Final = 0.02
 
 
 class RootError(AgentRunnerError):
@@ -75,6 +78,11 @@ class Root:
     def runner_file(self) -> Path:
         """`runner.json` of the running daemon."""
         return self.state / "runner.json"
+
+    @property
+    def log_file(self) -> Path:
+        """The log of the daemon, JSON lines; older ones stand beside it with a number (0600, folder 0700)."""
+        return self.state / "log" / "agent-runner.log"
 
     @property
     def keys(self) -> Path:
@@ -152,6 +160,19 @@ def session_secret(root: Root) -> bytes:
         ) from error
 
 
+def _lock(descriptor: int) -> None:
+    """Take the lock of an open file; raises OSError where a daemon holds it.
+
+    Whoever only looks (`store.keeper`) holds it for some microseconds; that must not refuse a daemon.
+    """
+    for _ in range(ATTEMPTS - 1):
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(BETWEEN_ATTEMPTS_S)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 class Lock:
     """The right to keep a root: held by one process at a time, given back by the kernel when it ends."""
 
@@ -169,7 +190,7 @@ class Lock:
                 f"cannot write {path}: {error.strerror}; check the folder's owner and mode"
             ) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
         except OSError as error:
             text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             os.close(descriptor)

@@ -22,9 +22,12 @@ COMMANDS: Final = {
     "status": "Show the running daemon.",
     "chat": "Talk with an agent, or run one turn with -m.",
     "agents": "List the agents, or show one.",
-    "mail": "Send and list mail.",
+    "sessions": "List the sessions, show or close one.",
+    "history": "Read what was said in a session.",
+    "mail": "Send, list and read mail.",
     "board": "Read the board, or post a line.",
-    "ledger": "Read and verify the ledger.",
+    "ledger": "Read, count and verify the ledger.",
+    "usage": "Show the tokens that were spent.",
 }
 """Each command and what `--help` says of it; the module of the same name beside this one holds it as `command`."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from actors.commands.calls import ask
-from actors.commands.environment import open_store, typed, with_root
+from actors.commands.environment import open_store, say_never_ran, with_root
 from actors.commands.options import checked_text, example, json_option, keep_root, root_parameter
-from actors.commands.output import complain, moment, one_line, paint, say, say_json
+from actors.commands.output import moment, one_line, paint, say, say_json
 from store.board import last_posts
 from store.root import Root
 
@@ -33,9 +33,7 @@ def show_command(root: Root, *, lines: int, as_json: bool) -> None:
         say_json([{"agent": post.agent, "text": post.text, "posted_at": post.posted_at} for post in posts])
         return
     if database is None:
-        complain(
-            f"no daemon has run on {root.path} yet: the board is empty; start one with `{typed(root, 'run')}`"
-        )
+        say_never_ran(root, "so the board is empty")
     for post in posts:
         say(f"{paint(moment(post.posted_at), dim=True)}  {one_line(post.line)}")
 

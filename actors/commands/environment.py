@@ -17,6 +17,7 @@ from platformdirs import user_data_path
 
 from actors.commands.exits import NotRunningError
 from actors.commands.options import keep_root, kept_root, root_option
+from actors.commands.output import complain
 from store.database import open_reader
 from store.root import Root, RootError
 from store.version import checkout
@@ -73,6 +74,11 @@ def typed(root: Root, command: str) -> str:
 def not_running(root: Root) -> NotRunningError:
     """Return the error that says that no daemon keeps the root, and what to type."""
     return NotRunningError(f"no daemon keeps {root.path}; start it with `{typed(root, 'run')}`")
+
+
+def say_never_ran(root: Root, what: str) -> None:
+    """Say on stderr that no daemon has run on the root yet, and what that means: `so there is no mail`."""
+    complain(f"no daemon has run on {root.path} yet, {what}; start one with `{typed(root, 'run')}`")
 
 
 def open_store(root: Root) -> apsw.Connection | None:

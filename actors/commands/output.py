@@ -65,10 +65,10 @@ def complain(text: str) -> None:
         pass
 
 
-def say_json(value: Any) -> None:
-    """Write JSON; what a terminal would act upon is escaped."""
+def say_json(value: Any, *, indent: int | None = 2) -> None:
+    """Write JSON, on one line where `indent` is None; what a terminal would act upon is escaped."""
     is_plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
-    text = json.dumps(value, indent=2, ensure_ascii=is_plain)
+    text = json.dumps(value, indent=indent, ensure_ascii=is_plain)
     say(_UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 

@@ -241,6 +241,12 @@ class AgentsList(Params, frozen=True):
     """`agents.list`: the roster with the state of each agent."""
 
 
+class AgentsRetry(Params, frozen=True):
+    """`agents.retry`: let a standing agent that was parked, or that waits to be tried again, try at once."""
+
+    agent_id: Name
+
+
 class MailSend(Params, frozen=True):
     """`mail.send`: post a message; `to` is an identity, a role, a `tag:` or `all`."""
 
@@ -249,6 +255,12 @@ class MailSend(Params, frozen=True):
     body: str
     sender: Name | None = None
     thread: Name | None = None
+
+
+class MailRead(Params, frozen=True):
+    """`mail.read`: note that the operator has read messages that reach the operator."""
+
+    ids: Annotated[list[Name], Meta(max_length=1000)]
 
 
 class BoardPost(Params, frozen=True):
@@ -268,13 +280,23 @@ METHODS: Final[dict[str, type[Params]]] = {
     "runner.status": RunnerStatus,
     "runner.reload": RunnerReload,
     "agents.list": AgentsList,
+    "agents.retry": AgentsRetry,
     "mail.send": MailSend,
+    "mail.read": MailRead,
     "board.post": BoardPost,
 }
 """Every method and the struct of its parameters."""
 
 OPERATOR_METHODS: Final = frozenset(
-    {"runner.status", "runner.reload", "agents.list", "mail.send", "board.post"},
+    {
+        "runner.status",
+        "runner.reload",
+        "agents.list",
+        "agents.retry",
+        "mail.send",
+        "mail.read",
+        "board.post",
+    },
 )
 """The operator's own methods, an extension for the command line; everybody else is `unauthorized`."""
 
