@@ -26,6 +26,7 @@ from protocol.acting import GUEST, OPERATOR
 from protocol.errors import RequestError
 from protocol.native.connection import Connection, Request
 from protocol.native.frames import OPERATOR_METHODS
+from store.database import StorageError
 
 PATHS: Final = frozenset({"/", "/ws"})
 
@@ -232,6 +233,9 @@ class ConnectionActor(Actor):
             reply = self._dialect.result(request, result)
         except RequestError as error:
             reply = self._dialect.error(request, error)
+        except StorageError as error:
+            _log.error("request_not_recorded", method=request.method, why=error.message)
+            reply = self._dialect.error(request, RequestError("internal", error.message))
         except Exception:  # noqa: BLE001 - one request that fails must not end the others
             error_id = secrets.token_hex(4)
             _log.exception(

@@ -385,7 +385,9 @@ async def run_daemon(settings: Settings, on_ready: Callable[[Ready], None]) -> N
                 nursery.start_soon(_end_with_tree, wiring.system, nursery.cancel_scope)
                 async for number in signals:
                     if number == signal.SIGHUP:
-                        wiring.court.tell(Reload())
+                        # With so many reloads waiting already, or no court, this one adds nothing.
+                        with suppress(ActorDeadError, MailboxFullError):
+                            wiring.court.tell(Reload())
                         continue
                     break
                 _log.info("draining", seconds=DRAIN_S)

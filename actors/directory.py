@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, cast
 
 import structlog
@@ -12,6 +13,7 @@ from actors.kernel import (
     ActorDeadError,
     ChildExistsError,
     ChildSpec,
+    ChildStartError,
     DynamicSupervisor,
     Future,
     Intensity,
@@ -20,6 +22,7 @@ from actors.kernel import (
     Restart,
     SupervisorRef,
     TooManyChildrenError,
+    UnknownChildError,
 )
 from actors.recovery import record_interruption
 from actors.runtime.base import Ceiling
@@ -27,7 +30,7 @@ from actors.session_messages import RunTurn, SessionMemory
 from actors.session_services import SessionServices
 from actors.sessions import SessionActor
 from protocol.acting import resolve_acting
-from protocol.errors import RequestError
+from protocol.errors import AgentRunnerError, RequestError
 from store.sessions import find_session, find_session_by_id, running_turns
 
 SESSIONS_MAX: Final = 10_000
@@ -96,9 +99,9 @@ class Directory:
         self._services = services
 
     async def open(self, key: str, *, ceiling: Ceiling | None = None) -> Ref:
-        """Return the actor of a key, started if need be; raises RequestError where no more can be started."""
-        found = self._supervisor().child(key)
-        if found is not None and found.is_alive():
+        """Return the actor of a key, started if need be; raises RequestError where it, or no more, can be started."""
+        found = await self._living(key)
+        if found is not None:
             return found
         memory = SessionMemory(key, ceiling=ceiling)
         services = self._services()
@@ -115,15 +118,30 @@ class Directory:
         except ChildExistsError as error:
             # Somebody else was quicker; messages wait in its mailbox until it has started.
             return cast("Ref", error.ref)
+        except ChildStartError as error:
+            why = error.__cause__
+            if isinstance(why, AgentRunnerError):
+                raise RequestError("internal", f"the session cannot be started: {why}") from error
+            raise SessionGoneError from error
         except TooManyChildrenError as error:
             raise RequestError(
                 "queue_full", f"{SESSIONS_MAX} sessions are open; close some, or wait"
             ) from error
 
+    async def _living(self, key: str) -> Ref | None:
+        """Return the actor of a key, if it has one; one that was parked after crashes gets another chance first."""
+        found = self._supervisor().child(key)
+        if found is None or not found.is_alive():
+            return None
+        if found.state == "parked":
+            with suppress(UnknownChildError):
+                await self._supervisor().retry(key)
+        return found
+
     async def find(self, key: str) -> Ref | None:
         """Return the actor of a key that has a session, or None where there is no such session."""
-        found = self._supervisor().child(key)
-        if found is not None and found.is_alive():
+        found = await self._living(key)
+        if found is not None:
             return found
         if find_session(self._services().database, key) is None:
             return None

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import structlog
 import trio
 
 from actors.directory import Directory
-from actors.kernel import Actor, ActorDeadError, MailboxFullError, SupervisorRef
+from actors.kernel import Actor, ActorDeadError, KernelError, MailboxFullError, SupervisorRef
 from actors.session_messages import EvictIfIdle
 from actors.session_services import SessionServices
 from actors.sessions import idle_since
 from actors.standing import LookForMail
+from protocol.errors import AgentRunnerError
 from store.sessions import idle_session_keys
 
 EVICTION_INTERVAL_S: Final = 60.0
+
+_log = structlog.get_logger("sessions")
 
 
 class Heartbeat(Actor):
@@ -61,7 +65,12 @@ class Evictor(Actor):
         services, directory = self._services(), self._directory()
         since = idle_since(services.clock, self._ttl_s)
         for key in idle_session_keys(services.database, since):
-            ref = await directory.find(key)
+            try:
+                ref = await directory.find(key)
+            except (AgentRunnerError, KernelError) as error:
+                # One session that does not start must not keep the others, or the gateway, from living on.
+                _log.warning("not evicted", session=key, error=str(error))
+                continue
             if ref is not None:
                 _tell(ref, EvictIfIdle(since))
         for ref in directory.live():
