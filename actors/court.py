@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,12 +19,16 @@ import trio
 import watchfiles
 
 from actors.journal import Journal
-from actors.kernel import Actor
+from actors.kernel import Actor, MailboxFullError
 from protocol.errors import ConfigurationError
 from store.content import Content, load_content
+from store.database import StorageError
 
 QUIET_MS: Final = 500
 """The files are read once they have not changed for so long."""
+
+AGAIN_S: Final = 5.0
+"""How long after the ledger could not take an entry about the constitution it is tried again."""
 
 _log = structlog.get_logger("court")
 
@@ -67,6 +72,8 @@ class Court(Actor):
         self._make_journal = journal
         self._latest: list[str] = []
         self._find_latest = latest
+        self._recorded_problem: str | None = None
+        self._is_put_off = False
 
     async def on_start(self) -> None:
         """Record what is in force and begin to watch."""
@@ -89,25 +96,26 @@ class Court(Actor):
             async for _ in watchfiles.awatch(
                 self._platform, step=QUIET_MS, debounce=10_000, stop_event=stop, raise_interrupt=False
             ):
-                self.ref.tell(Reload())
+                # With so many reloads waiting already, this one adds nothing.
+                with suppress(MailboxFullError):
+                    self.ref.tell(Reload())
 
     async def _reload(self) -> Reloaded:
         try:
             content = await trio.to_thread.run_sync(load_content, self._platform)
         except ConfigurationError as error:
-            problem = str(error)
-            if problem != self._enacted.problem:
-                self._enacted.problem = problem
-                _log.error("constitution refused, the old one stays in force", problem=problem)
-                await self._record("refused", self._enacted.content, problem)
-            return Reloaded(
-                changed=False, problem=problem, problems=tuple(map(str, getattr(error, "errors", (error,))))
-            )
-        before = self._enacted.content
-        self._enacted.problem = None
-        if _same(before, content):
+            refused = await self._refuse(str(error))
+            return replace(refused, problems=tuple(map(str, getattr(error, "errors", (error,)))))
+        if _same(self._enacted.content, content):
+            self._enacted.problem = self._recorded_problem = None
             return Reloaded(changed=False, problem=None)
-        await self._record("enacted", content, None)
+        try:
+            await self._record("enacted", content, None)
+        except StorageError as error:
+            self._put_off(error)
+            self._enacted.problem = f"the change waits until the ledger can take it: {error.message}"
+            return Reloaded(changed=False, problem=self._enacted.problem)
+        self._enacted.problem = self._recorded_problem = None
         self._enacted.content = content
         _log.info(
             "constitution enacted", constitution=content.constitution_hash[:12], rules=content.rules_hash[:12]
@@ -115,6 +123,30 @@ class Court(Actor):
         for listener in self._enacted.listeners:
             listener(content)
         return Reloaded(changed=True, problem=None)
+
+    async def _refuse(self, problem: str) -> Reloaded:
+        if problem != self._enacted.problem:
+            self._enacted.problem = problem
+            _log.error("constitution refused, the old one stays in force", problem=problem)
+        if problem != self._recorded_problem:
+            try:
+                await self._record("refused", self._enacted.content, problem)
+                self._recorded_problem = problem
+            except StorageError as error:
+                self._put_off(error)
+        return Reloaded(changed=False, problem=problem)
+
+    def _put_off(self, error: StorageError) -> None:
+        _log.error("nothing about the constitution can be recorded", error=str(error), again_in_s=AGAIN_S)
+        if not self._is_put_off:
+            self._is_put_off = True
+            self.start_task(self._reload_later, name="reload later")
+
+    async def _reload_later(self) -> None:
+        await trio.sleep(AGAIN_S)
+        self._is_put_off = False
+        with suppress(MailboxFullError):
+            self.ref.tell(Reload())
 
     async def _record(self, event: str, content: Content, problem: str | None) -> None:
         entry = self._journal.entry(
@@ -132,8 +164,13 @@ class Court(Actor):
             },
             self._latest,
         )
+        try:
+            await self._journal.commit()
+        except StorageError:
+            # It is made anew when there is something to record again, of how things are then.
+            self._journal.withdraw()
+            raise
         self._latest = [entry.cid]
-        await self._journal.commit()
 
 
 async def _set_when_cancelled(stop: trio.Event) -> None:
