@@ -168,7 +168,8 @@ async def test_a_mandate_that_changes_is_in_the_next_turn_and_an_agent_that_is_n
             "mandate: mandates/nova.md, pubkey: null, tags: []}"
         )
         edit(platform / "roster.yaml", "^identities:", f"identities:\n{entry}")
-        assert await client.call("runner.reload") == {"changed": True, "problem": None}
+        reloaded = await client.call("runner.reload")
+        assert (reloaded["changed"], reloaded["problem"]) == (True, None)
         assert "A changed mandate" in (await run_turn(client, key, "who are you")).text
         await client.call("mail.send", {"to": "nova", "subject": "welcome", "body": "say thank you"})
         await house.until(lambda: house.rows("SELECT 1 FROM mail_receipts WHERE reader = 'nova'"))
