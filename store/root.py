@@ -18,6 +18,9 @@ from protocol.errors import AgentRunnerError, ConfigurationError
 from store.content import shipped_platform
 
 TOKEN_BYTES: Final = 32
+
+SECRET_LENGTH_MIN: Final = 16
+"""A shorter token or key is none: an empty one would let everybody in."""
 ATTEMPTS: Final = 5
 BETWEEN_ATTEMPTS_S: Final = 0.02
 
@@ -90,23 +93,34 @@ class Root:
         return self.state / "keys"
 
     def read_runner(self) -> RunnerFile | None:
-        """Return where the daemon of this root is found, or None when none runs (a stale file is none)."""
+        """Return where the daemon of this root is found, or None when none runs.
+
+        A file that a killed daemon left behind is none, whoever has its pid or its port now: what is found here is sent
+        the operator's token, so it has to be the process that holds the lock.
+        """
         try:
             found = msgspec.json.decode(self.runner_file.read_bytes(), type=RunnerFile)
-            os.kill(found.pid, 0)
+            with (self.state / "runner.lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with suppress(OSError, ValueError):
+                if int((self.state / "runner.lock").read_bytes()) == found.pid:
+                    return found
         except (OSError, msgspec.MsgspecError):
-            return None
-        return found
+            pass
+        return None
 
     def read_token(self) -> str:
-        """Return the operator's token; raises RootError where it is missing or unreadable."""
+        """Return the operator's token; raises RootError where it is missing, unreadable or too short to be one."""
         try:
-            return self.token_file.read_text(encoding="ascii").strip()
+            token = self.token_file.read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
             raise RootError(
                 f"cannot read the operator's token {self.token_file}; lay the root out with `agent-runner init`, "
                 "or run as the user that owns it"
             ) from error
+        _check_secret(self.token_file, token)
+        return token
 
 
 def lay_out(root: Root) -> list[Path]:
@@ -145,19 +159,34 @@ def lay_out(root: Root) -> list[Path]:
 
 
 def _write_secret(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(text + "\n")
+    """Write a secret whole or not at all: half of one, left by a full disk, would be taken for a secret."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(text + "\n")
+        with suppress(FileExistsError):  # somebody else was quicker, and theirs stands
+            os.link(temporary, path)
+    finally:
+        temporary.unlink()
+
+
+def _check_secret(path: Path, secret: str | bytes) -> None:
+    if len(secret.strip()) < SECRET_LENGTH_MIN:
+        raise RootError(
+            f"{path} is empty or cut off, so that anybody could guess it; remove it and run `agent-runner init`"
+        )
 
 
 def session_secret(root: Root) -> bytes:
-    """Return the secret from which session tokens are derived; raises RootError where it is missing."""
+    """Return the secret from which session tokens are derived; raises RootError where it is missing or too short."""
+    path = root.keys / "sessions.key"
     try:
-        return (root.keys / "sessions.key").read_bytes()
+        secret = path.read_bytes()
     except OSError as error:
-        raise RootError(
-            f"cannot read {root.keys / 'sessions.key'}: {error.strerror}; run `agent-runner init`"
-        ) from error
+        raise RootError(f"cannot read {path}: {error.strerror}; run `agent-runner init`") from error
+    _check_secret(path, secret)
+    return secret
 
 
 def _lock(descriptor: int) -> None:
