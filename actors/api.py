@@ -57,8 +57,8 @@ class Api:
         return OPERATOR if hmac.compare_digest(token.encode("utf-8", "replace"), self._token) else None
 
     def connection_closed(self, connection_id: str) -> None:
-        """Nothing is kept for a connection: ids are never used again, so those in a session's openers prove nothing."""
-        del connection_id
+        """Forget which sessions the connection opened; nobody will use its id again."""
+        self._doors.services().openers.forget(connection_id)
 
     async def call(  # noqa: C901, PLR0911, PLR0912 - one line for each method
         self, caller: Caller, method: str, params: Params, emit: Emit

@@ -89,12 +89,11 @@ class EvictIfIdle:
 class SessionMemory:
     """What outlives an incarnation of a session actor.
 
-    `openers`: connections that opened the session. `on_idle` is called when a turn has ended and none waits.
+    `on_idle` is called when a turn has ended and none waits.
     """
 
     key: str
     waiting: deque[RunTurn] = field(default_factory=deque)
-    openers: set[str] = field(default_factory=set)
     ceiling: Ceiling | None = None
     evict_after_turn: bool = False
     crashes: int = 0

@@ -23,6 +23,28 @@ from store.mailbox import Mail
 from store.sessions import SessionRow
 
 
+class Openers:
+    """Which connection opened which sessions, for as long as the connection lives.
+
+    Kept here and not by the session: one that was evicted and comes back is still its connection's.
+    """
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, set[str]] = {}
+
+    def add(self, connection_id: str, session_id: str) -> None:
+        """Note that a connection opened a session."""
+        self._sessions.setdefault(connection_id, set()).add(session_id)
+
+    def has(self, connection_id: str, session_id: str) -> bool:
+        """Say whether a connection opened a session."""
+        return session_id in self._sessions.get(connection_id, ())
+
+    def forget(self, connection_id: str) -> None:
+        """Note that a connection has ended."""
+        self._sessions.pop(connection_id, None)
+
+
 @dataclass(frozen=True, slots=True)
 class SessionServices:
     """What every session works with; `tokens_limited` is true where tokens cost money.
@@ -41,6 +63,7 @@ class SessionServices:
     announce: Callable[[Sequence[Mail]], None]
     run_child: Callable[[SessionRow, Turn, Ceiling, str, str | None], Awaitable[ToolOutcome]]
     hurry: trio.Event = field(default_factory=trio.Event)
+    openers: Openers = field(default_factory=Openers)
 
     @property
     def limits(self) -> Limits:

@@ -166,7 +166,7 @@ class SessionActor(Actor):
     def _may(self, row: SessionRow, caller: Any) -> bool:
         if caller.identity in (OPERATOR, RUNNER) or (caller.authenticated and caller.identity == row.owner):
             return True
-        if caller.connection_id in self._memory.openers:
+        if self._services.openers.has(caller.connection_id, row.id):
             return True
         token = caller.session_token
         return token is not None and hmac.compare_digest(
@@ -185,9 +185,9 @@ class SessionActor(Actor):
                 "invalid_params", "`params.mode`: persistent sessions are for proved identities"
             )
         if self._row is None:
-            if not caller.authenticated and _channel(self._memory.key) in RESERVED_CHANNELS:
+            if not caller.authenticated and _is_reserved(self._memory.key):
                 raise RequestError(
-                    "unauthorized", "keys of this channel are for proved identities; choose another key"
+                    "unauthorized", "keys like this one are for proved identities; choose another key"
                 )
             await self._create(message)
         row = self._row
@@ -202,8 +202,7 @@ class SessionActor(Actor):
                 f"`params.agent_id`: this session is one with {row.agent_id!r}; choose another key",
             )
         await self._take_over(row, message)
-        if not caller.authenticated:
-            self._memory.openers.add(caller.connection_id)
+        self._note_opener(row, caller)
         return {
             "session_key": row.session_key,
             "session_id": row.id,
@@ -237,8 +236,14 @@ class SessionActor(Actor):
             raise RequestError("unauthorized", f"the session key {self._memory.key!r} is taken") from error
         self._row = row
         self._converse(row)
-        if not message.caller.authenticated:
-            self._memory.openers.add(message.caller.connection_id)
+        self._note_opener(row, message.caller)
+
+    def _note_opener(self, row: SessionRow, caller: Any) -> None:
+        # The daemon itself, for standing agents and subagents, comes over no connection.
+        is_own = self._memory.ceiling is not None or caller.identity == RUNNER
+        # Who has a token in this one request has opened the session for the connection; who only visits has not.
+        if not is_own and (not caller.authenticated or caller.identity == row.owner):
+            self._services.openers.add(caller.connection_id, row.id)
 
     async def _take_over(self, row: SessionRow, message: Init) -> None:
         journal = self._services.journal(row)
@@ -398,10 +403,10 @@ async def _end_at(event: trio.Event, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-def _channel(key: str) -> str:
-    """Return the channel of a key of the form `<agent_id>:<channel>:<peer…>`, else the empty string."""
+def _is_reserved(key: str) -> bool:
+    """Say whether a key `<agent_id>:<channel>:<peer…>` is of a reserved channel, or the name of the daemon itself."""
     parts = key.split(":")
-    return parts[1] if len(parts) > 1 else ""
+    return key == RUNNER or (len(parts) > 1 and parts[1] in RESERVED_CHANNELS)
 
 
 def idle_since(clock: StrictClock, ttl_s: float) -> str:
