@@ -71,6 +71,7 @@ from store.database import open_reader, open_writer
 from store.ledger import last_timestamp, read_entries
 from store.mailbox import Mail
 from store.root import Lock, Root, RunnerFile, checked_platform, lay_out, session_secret
+from store.version import program_version
 from store.workspace import Protected
 
 DRAIN_S: Final = 10.0
@@ -380,6 +381,13 @@ async def run_daemon(settings: Settings, on_ready: Callable[[Ready], None]) -> N
         async with open_daemon(settings) as (wiring, gateway):
             status = wiring.services.runtime.status()
             agents = len(wiring.enacted.content.roster.standing())
+            _log.info(
+                "ready",
+                url=gateway.url,
+                pid=os.getpid(),
+                backend=wiring.backend.name,
+                version=program_version(),
+            )
             on_ready(Ready(gateway.url, wiring.backend.name, status.get("model"), agents, os.getpid()))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_end_with_tree, wiring.system, nursery.cancel_scope)

@@ -19,6 +19,8 @@ from actors.commands.output import complain, discard_output, make_output_lenient
 COMMANDS: Final = {
     "init": "Lay out a root: platform/, workspaces/, the operator's token.",
     "run": "Run the daemon in the foreground.",
+    "stop": "End the daemon.",
+    "reload": "Have the daemon read its constitution, roster and mandates again.",
     "status": "Show the running daemon.",
     "chat": "Talk with an agent, or run one turn with -m.",
     "agents": "List the agents, or show one.",
@@ -28,6 +30,7 @@ COMMANDS: Final = {
     "board": "Read the board, or post a line.",
     "ledger": "Read, count and verify the ledger.",
     "usage": "Show the tokens that were spent.",
+    "logs": "Show the daemon's log.",
 }
 """Each command and what `--help` says of it; the module of the same name beside this one holds it as `command`."""
 

@@ -1,52 +1,82 @@
-"""The log of the daemon: one line an event on stderr, for people on a terminal and as JSON for a collector."""
+"""`agent-runner logs`: what the daemon wrote into its log file; also while it is down."""
 
 from __future__ import annotations
 
-import logging
-from contextlib import suppress
-from typing import TextIO, cast
+import json
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, Final
 
-import structlog
+import click
 
-from actors.commands.output import is_coloured
+from actors.commands.environment import typed, with_root
+from actors.commands.options import example
+from actors.commands.output import clean, complain, moment, one_line, paint, say
+from store.log_files import LogReader
+from store.root import Root
 
-
-def log_to(stream: TextIO) -> None:
-    """Have structlog write to a stream: readable lines on a terminal, where only warnings show, else JSON lines."""
-    on_terminal = stream.isatty()
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=is_coloured(stream))
-        if on_terminal
-        else structlog.processors.JSONRenderer()
-    )
-    formatting: list[structlog.typing.Processor] = (
-        [] if on_terminal else [structlog.processors.format_exc_info]
-    )
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *formatting,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING if on_terminal else logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Unfailing(stream))),
-        cache_logger_on_first_use=False,
-    )
+LOOK_AGAIN_S: Final = 0.25
+_OWN: Final = frozenset({"timestamp", "level", "logger", "event", "exception", "stack"})
+_STYLES: Final[dict[str, dict[str, Any]]] = {
+    "warning": {"fg": "yellow"},
+    "error": {"fg": "red"},
+    "critical": {"fg": "red", "bold": True},
+}
 
 
-class _Unfailing:
-    """A stream that drops what it cannot write: a log on a full disk, or that nobody reads any more, stops no work."""
+@click.command("logs", epilog=example("logs -n 100", "logs -f", "logs --json | grep wake"))
+@click.option(
+    "-f", "--follow", is_flag=True, help="Go on with what comes, also over a restart, until Ctrl-C."
+)
+@click.option(
+    "-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="The last so many lines."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON lines as they were written.")
+@with_root
+def command(root: Root, *, follow: bool, lines: int, as_json: bool) -> None:
+    """Show the daemon's log, the newest line at the bottom."""
+    with closing(LogReader(root.log_file)) as reader:
+        found = reader.last(lines)
+        if not found and lines and not root.log_file.exists():
+            complain(
+                f"there is no log at {root.log_file} yet; the daemon writes it, start one with `{typed(root, 'run')}`"
+            )
+        for line in found:
+            _say_line(line, as_json=as_json)
+        while follow:
+            time.sleep(LOOK_AGAIN_S)
+            for line in reader.added(from_the_start=True):
+                _say_line(line, as_json=as_json)
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
 
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            return self._stream.write(text)
-        return len(text)
+def _say_line(line: str, *, as_json: bool) -> None:
+    if as_json:
+        say(clean(line))
+        return
+    for shown in _readable(line):
+        say(shown)
 
-    def flush(self) -> None:
-        with suppress(OSError):
-            self._stream.flush()
+
+def _readable(line: str) -> Iterator[str]:
+    """Yield a line for people: when, how grave, who, what, and the rest as name=value; a traceback behind it."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        yield clean(line)
+        return
+    level = str(record.get("level", ""))
+    grave = paint(f"{one_line(level):<8}", **_STYLES.get(level, {"dim": True}))
+    rest = " ".join(f"{one_line(name)}={_value(value)}" for name, value in record.items() if name not in _OWN)
+    when = paint(moment(str(record.get("timestamp", ""))), dim=True)
+    who, what = one_line(str(record.get("logger", ""))), one_line(str(record.get("event", "")))
+    yield f"{when}  {grave}  {who:<12}  {what}  {rest}".rstrip()
+    for name in ("exception", "stack"):
+        yield from (f"    {text}" for text in clean(str(record.get(name) or "")).splitlines())
+
+
+def _value(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return one_line(text) if text and " " not in text else json.dumps(one_line(text), ensure_ascii=False)

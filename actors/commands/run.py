@@ -9,10 +9,10 @@ import trio
 
 from actors.commands.environment import typed, with_root
 from actors.commands.init import say_laid_out
-from actors.commands.logs import log_to
 from actors.commands.options import checked_length, example
-from actors.commands.output import clean, paint, say
+from actors.commands.output import clean, is_coloured, paint, say
 from actors.daemon import Ready, Settings, run_daemon
+from actors.log import log_to
 from store.root import Root, lay_out
 
 
@@ -89,11 +89,11 @@ def command(
     """Run the daemon in the foreground, laying out the root first where that was not done yet.
 
     SIGTERM and Ctrl-C let running turns end, a second one does not wait; SIGHUP reads the constitution, the roster
-    and the mandates again. The log goes to stderr.
+    and the mandates again. The log goes to stderr (of a terminal only warnings) and to a file, see
+    `agent-runner logs`.
     """
     if not root.token_file.exists():
         say_laid_out(root, lay_out(root))
-    log_to(sys.stderr)
     settings = Settings(
         root=root,
         bind=bind,
@@ -103,7 +103,10 @@ def command(
         heartbeat_interval_s=heartbeat_interval_s,
         heartbeat=not no_heartbeat,
     )
-    trio.run(run_daemon, settings, lambda ready: _greet(root, ready))
+    with log_to(
+        sys.stderr, file=root.log_file, on_terminal=sys.stderr.isatty(), coloured=is_coloured(sys.stderr)
+    ):
+        trio.run(run_daemon, settings, lambda ready: _greet(root, ready))
     say("Stopped.")
 
 
