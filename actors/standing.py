@@ -125,7 +125,7 @@ class StandingAgent(Actor):
         found = unread(self._services.database, reader_of(identity), now)
         # Mail from before this start is a re-delivery, or waited while the daemon was down: it is not counted.
         is_counted = any(mail.sent_at >= self._began_at for mail in found)
-        delay = self._delay_s(len(found), is_counted=is_counted)
+        delay = self._delay_s(waiting, is_counted=is_counted)
         if delay > 0:
             self._look_again_in(delay)
             return

@@ -30,6 +30,9 @@ SUBJECT_CHARACTERS_MAX: Final = 400
 UNREAD_PER_TURN_MAX: Final = 50
 """At most so many messages are carried by one turn; the rest waits for the next."""
 
+UNREAD_CHARACTERS_MAX: Final = 50_000
+"""With this much mail a turn carries no more, the first message apart: nobody can fill a model's context by mail."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mail:
@@ -214,13 +217,23 @@ def _unread_values(reader: Reader, now: str) -> list[Any]:
 def unread(
     database: apsw.Connection, reader: Reader, now: str, *, limit: int = UNREAD_PER_TURN_MAX
 ) -> list[Mail]:
-    """Return the reader's unread and unclaimed mail, oldest first, at most `limit`; one's own broadcasts left out."""
+    """Return the reader's unread and unclaimed mail, oldest first; one's own broadcasts left out.
+
+    At most `limit` messages, and of more than one only what fits UNREAD_CHARACTERS_MAX.
+    """
     condition, addresses = _unread_condition(reader)
     rows = database.execute(
         f"{_MAIL} WHERE {condition} ORDER BY number LIMIT ?",
         (*addresses, *_unread_values(reader, now), limit),
     )
-    return [_mail(row) for row in rows]
+    found: list[Mail] = []
+    size = 0
+    for mail in map(_mail, rows):
+        size += len(mail.subject) + len(mail.body)
+        if found and size > UNREAD_CHARACTERS_MAX:
+            break
+        found.append(mail)
+    return found
 
 
 def count_unread(database: apsw.Connection, reader: Reader, now: str) -> int:

@@ -16,6 +16,7 @@ from store.mailbox import (
     ClaimMail,
     SendMail,
     compose,
+    count_unread,
     unread,
 )
 
@@ -125,5 +126,8 @@ class ReadMailbox(Tool):
         if not found:
             return ToolOutcome("No unread messages.")
         text = "\n\n".join(mail_text(mail) for mail in found)
+        more = count_unread(services.database, context.reader, services.clock.stamp()) - len(found)
+        if more > 0:
+            text += f"\n\n[{more} more unread: read your mailbox again for them]"
         claim = ClaimMail([mail.id for mail in found], context.reader.id, context.turn_id)
         return ToolOutcome(text, writes=(claim,), carried=tuple(found))

@@ -15,8 +15,8 @@ from actors.tools.mail import ReadMailbox, SendMessage
 from actors.tools.subagent import SpawnSubagent
 from protocol.errors import AgentRunnerError
 
-OUTPUT_CHARACTERS_MAX = 60_000
-"""A tool's text is cut at this length before it reaches the model."""
+OUTPUT_CHARACTERS_MAX = 66_000
+"""A tool's text is cut at this length before it reaches the model; what read_mailbox returns is never as long."""
 
 _log = structlog.get_logger("tools")
 

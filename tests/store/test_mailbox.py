@@ -124,6 +124,15 @@ def test_a_turn_carries_so_many_and_no_more(database: apsw.Connection):
     assert count_unread(database, REED, at(90)) == 60
 
 
+def test_a_turn_carries_as_much_as_a_model_can_read_and_at_least_one(database: apsw.Connection):
+    long = send(database, *["reed"] * 4, body="x" * 24_000)
+    assert [mail.id for mail in unread(database, REED, at(90))] == long[:2]
+    commit(database, ClaimMail(long[:2], "reed", "turn-1"))
+    assert [mail.id for mail in unread(database, REED, at(90))] == long[2:]
+    [longest] = send(database, "calli", body="x" * 64_000, moment=NOON + dt.timedelta(seconds=20))
+    assert [mail.id for mail in unread(database, CALLI, at(90))] == [longest]
+
+
 def test_listing_says_what_was_read_and_by_whom(database: apsw.Connection):
     direct, everybody, other = send(database, "reed", "all", "calli")
     [role] = send(database, "steward", to_role=True, moment=NOON + dt.timedelta(seconds=9))
