@@ -282,6 +282,7 @@ class SessionActor(Actor):
             self._is_closing = True
             self._running.scope.cancel()
             await self._running_done.wait()
+            row = self._row or row  # the turn's own end may have closed it
         if row.state != "closed":
             await self._shut(message.event, message.reason)
         return {"ok": True}
@@ -363,11 +364,12 @@ class SessionActor(Actor):
         if row is None or self._is_closing or row.state == "closed":
             return
         if row.mode == "oneshot":
-            self._refuse_waiting("session_closed", "a oneshot session closes after its turn")
             await self._shut("closed", "oneshot")
+            self._refuse_waiting("session_closed", "a oneshot session closes after its turn")
         elif self._memory.evict_after_turn and not self._memory.waiting:
             self._memory.evict_after_turn = False
             await self._shut("evicted", "idle")
+            self._refuse_waiting("session_closed", CLOSED)  # what came while that was written
 
     # --- cancel and status
 
