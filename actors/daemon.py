@@ -14,6 +14,7 @@ daemon (rest_for_one)
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -78,6 +79,9 @@ DRAIN_S: Final = 10.0
 """How long turns may go on after the first SIGTERM."""
 
 RESTART_EXPECTED_MS: Final = 5_000
+
+FILES_WANTED: Final = 65_536
+"""Enough open files for as many sessions as there may be."""
 
 _log = structlog.get_logger("daemon")
 
@@ -355,6 +359,18 @@ async def open_daemon(settings: Settings) -> AsyncIterator[tuple[Wiring, Gateway
                 await wiring.backend.aclose()
 
 
+def _allow_files() -> None:
+    """Raise this process's own limit of open files, as far as it may and it helps.
+
+    Each session keeps a handle on each folder that it worked in, so that a thousand sessions would use up the 1,024
+    that a process usually begins with, and then nobody could connect.
+    """
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_WANTED if most == resource.RLIM_INFINITY else min(FILES_WANTED, most)
+    if allowed != resource.RLIM_INFINITY and allowed < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 @asynccontextmanager
 async def _started(tree: ChildSpec) -> AsyncIterator[System]:
     """Open the system; where a part cannot start for a reason that the operator can mend, that reason is raised."""
@@ -377,6 +393,7 @@ async def run_daemon(settings: Settings, on_ready: Callable[[Ready], None]) -> N
 
     Raises what `open_daemon` raises, and DaemonFailedError when the tree failed for good.
     """
+    _allow_files()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with open_daemon(settings) as (wiring, gateway):
             status = wiring.services.runtime.status()
