@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from actors.directory import ask
@@ -597,14 +598,43 @@ async def test_an_outcome_that_conflicts_behind_the_answers_is_the_only_one_take
         office.check_ledger()
 
 
+async def test_an_answer_that_arrives_while_a_conflict_is_found_does_not_keep_what_was_not_done(
+    tmp_path: Path,
+):
+    def conflict(context: ToolContext) -> ToolOutcome:
+        ref.tell(AnswerCall(OPERATOR, "c1", "a", is_error=False))
+        return ToolOutcome("done", writes=[ClaimMail([mail.id], "reed", context.turn_id)])
+
+    gated = Gated(conflict)
+    act, results = calling(("gated", {}), use(1))
+    async with open_office(tmp_path / "root", act, tools=[gated], threaded=True) as office:
+        ref = await office.open()
+        mail = await office.mail("calli")
+        await commit(office.writer, ClaimMail([mail.id], "reed", "another turn"))
+        begun = await begin(office, ref, [SHELL, Gated.definition])
+        gated.gate.set()
+        assert (await begun.end()).status == "complete"
+        assert [failed for failed, _ in results] == [True, False]
+        [(kept,)] = office.rows(
+            "SELECT content FROM history WHERE role = 'user' AND content LIKE '%tool_result%'"
+        )
+        assert "call gated again" in kept
+        assert "done" not in kept
+        office.check_ledger()
+
+
 async def test_a_fault_of_the_disk_in_mid_call_is_told_as_what_it_is(tmp_path: Path):
     act, results = calling(use(1), use(2))
     async with open_office(tmp_path / "root", act) as office:
         ref = await office.open()
         begun = await begin(office, ref)
         office.failure = StorageError("the disk is full")
-        assert await answer(ref, "c1") == "ok"
-        ended = await begun.end()
+        with capture_logs() as logs:
+            assert await answer(ref, "c1") == "ok"
+            ended = await begun.end()
+        assert {str(log.get("error")) for log in logs if log["event"] == "turn failed"} == {
+            str(office.failure)
+        }
         assert ended.error is not None
         assert ended.error.code == "internal"
         assert "the disk is full" in ended.error.message
