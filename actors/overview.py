@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import apsw
@@ -18,6 +19,7 @@ from actors.standing import StandingMemory
 from protocol.acting import session_key_of
 from protocol.roster import Roster
 from store.clock import StrictClock
+from store.figures import database_bytes
 from store.ledger import count_entries
 from store.mailbox import count_unread, reader_of
 from store.sessions import count_open_sessions, last_wakes, session_states
@@ -124,6 +126,7 @@ class Overview:
                 "failing": self.writer.failing,
             },
             "spending": spending(services),
+            "database": {"bytes": database_bytes(Path(services.database.filename))},
             "held_back": {
                 name: memory.held_back for name, memory in sorted(self.memories.items()) if memory.held_back
             },

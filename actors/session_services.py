@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import apsw
+import msgspec
 import trio
 
 from actors.court import Enacted
@@ -15,7 +16,7 @@ from actors.runtime.base import AgentRuntime, Ceiling
 from actors.tools.base import ToolOutcome
 from actors.tools.registry import Registry
 from actors.turn import Turn
-from protocol.acting import resolve_acting
+from protocol.acting import VERIFY, channel_of, resolve_acting
 from protocol.constitution import Limits
 from protocol.tiers import Acting
 from store.clock import StrictClock
@@ -71,10 +72,16 @@ class SessionServices:
         return self.enacted.content.constitution.limits
 
     def acting(self, row: SessionRow) -> Acting:
-        """Return who acts in a session by the roster in force."""
-        return resolve_acting(
+        """Return who acts in a session by the roster in force.
+
+        A session of the channel `verify` only looks whether an agent works: it takes none of the agent's mail.
+        """
+        acting = resolve_acting(
             self.enacted.content.roster, owner=row.owner, agent_id=row.agent_id, session_id=row.id
         )
+        if channel_of(row.session_key) == VERIFY:
+            return msgspec.structs.replace(acting, mail_of=None)
+        return acting
 
     def journal(self, row: SessionRow) -> Journal:
         """Return a journal for what a session does now."""

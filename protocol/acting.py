@@ -17,6 +17,16 @@ GUEST: Final = "guest"
 """What a connection is that proves nothing; the session's owner is then `guest:<first 16 of session_id>`."""
 
 
+VERIFY: Final = "verify"
+"""The channel of sessions in which an agent is only looked at: they take none of its mail."""
+
+
+def channel_of(session_key: str) -> str | None:
+    """Return the channel of a key `<agent_id>:<channel>:<peer…>`, or None where it has none."""
+    parts = session_key.split(":", 2)
+    return parts[1] if len(parts) > 1 else None
+
+
 def session_key_of(agent: str) -> str:
     """Return the key of an agent's persistent session, which the operator's chats share."""
     return f"{agent}:cli:local"

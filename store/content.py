@@ -80,16 +80,19 @@ def find_platform(root: Path | None = None) -> Path:
     return shipped_platform()
 
 
-def load_content(platform_dir: Path) -> Content:
-    """Return the content of a platform/ folder; raises ContentError with everything that is wrong with it."""
+def load_content(platform_dir: Path, *, roster: bytes | None = None) -> Content:
+    """Return the content of a platform/ folder; raises ContentError with everything that is wrong with it.
+
+    `roster` is read in the place of roster.yaml where it is given: what the folder would hold with that file.
+    """
     errors: list[ConfigurationError] = []
     prose = _read(platform_dir / PROSE, errors)
     rules = _read(platform_dir / RULES, errors)
-    people = _read(platform_dir / ROSTER, errors)
+    people = _read(platform_dir / ROSTER, errors) if roster is None else _given(platform_dir / ROSTER, roster)
     constitution = rules and _parse(rules, Constitution, constitution_faults, errors)
-    roster = people and _parse(people, RosterFile, lambda found: roster_faults(found.identities), errors)
-    mandates = _read_mandates(platform_dir, *roster, errors) if people and roster else {}
-    if errors or not (prose and rules and constitution and people and roster):
+    identities = people and _parse(people, RosterFile, lambda found: roster_faults(found.identities), errors)
+    mandates = _read_mandates(platform_dir, *identities, errors) if people and identities else {}
+    if errors or not (prose and rules and constitution and people and identities):
         raise ContentError(errors)
     return Content(
         constitution=constitution[0],
@@ -97,7 +100,7 @@ def load_content(platform_dir: Path) -> Content:
         rules_hash=blake3_hex(rules.data),
         roster_hash=blake3_hex(people.data),
         mandates_hash=hash_of({name: blake3_hex(text.encode()) for name, text in mandates.items()}),
-        roster=Roster(roster[0].identities),
+        roster=Roster(identities[0].identities),
         mandates=mandates,
         prose=prose.text,
         platform_dir=platform_dir,
@@ -109,6 +112,10 @@ class _File:
     path: Path
     data: bytes
     text: str
+
+
+def _given(path: Path, data: bytes) -> _File:
+    return _File(path, data, data.decode("utf-8-sig"))
 
 
 def _read(path: Path, errors: list[ConfigurationError]) -> _File | None:

@@ -23,7 +23,7 @@ COMMANDS: Final = {
     "reload": "Have the daemon read its constitution, roster and mandates again.",
     "status": "Show the running daemon.",
     "chat": "Talk with an agent, or run one turn with -m.",
-    "agents": "List the agents, or show one.",
+    "agents": "List the agents; show, freeze, thaw, retry or verify them.",
     "sessions": "List the sessions, show or close one.",
     "history": "Read what was said in a session.",
     "mail": "Send, list and read mail.",

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import asdict
 from typing import Any
 
 import click
+import trio
 
-from actors.commands.calls import ask
+from actors.commands.calls import ask, connect_to
 from actors.commands.environment import open_store, with_root
 from actors.commands.exits import NotRunningError
-from actors.commands.options import example, json_option, keep_root, root_parameter
-from actors.commands.output import clean, moment, one_line, paint, say, say_json, say_table
+from actors.commands.options import (
+    checked_text,
+    checked_texts,
+    example,
+    json_option,
+    keep_root,
+    root_parameter,
+)
+from actors.commands.output import clean, moment, one_line, paint, say, say_json, say_table, shortened
 from actors.overview import list_agents
+from actors.verification import Verified, verify_agents
 from protocol.acting import session_key_of
 from protocol.errors import AgentRunnerError
 from protocol.roster import Roster
 from store.clock import StrictClock
-from store.content import find_platform, load_content
-from store.root import Root
+from store.content import ROSTER, Content, find_platform, load_content
+from store.root import Root, checked_platform
+from store.roster_file import State, set_state
 from store.sessions import find_session, turns_of
 
 FIELDS = ("id", "role", "kind", "state", "session_state", "unread", "last_wake", "restarts", "model")
 """What `agents list --json` has of each identity."""
 
 
-@click.group("agents", params=[root_parameter()], epilog=example("agents list", "agents show reed"))
+@click.group(
+    "agents", params=[root_parameter()], epilog=example("agents list", "agents show reed", "agents verify")
+)
 @click.pass_context
 def command(ctx: click.Context, root: str | None) -> None:
-    """List the agents, or show one."""
+    """List the agents, show, freeze, thaw, retry or verify them."""
     keep_root(ctx, root)
 
 
@@ -79,6 +92,122 @@ def show_command(root: Root, *, agent_id: str, as_json: bool) -> None:
         say(paint("(as stored; the daemon is not running)", dim=True))
     if mandate is not None:
         say("\n" + clean(mandate.strip()))
+
+
+@command.command("freeze", epilog=example("agents freeze scout"))
+@click.argument("agent_id", metavar="ID")
+@with_root
+def freeze_command(root: Root, *, agent_id: str) -> None:
+    """Freeze an identity: it keeps its mail and takes no turns until `agents thaw`."""
+    _set_state(root, agent_id, "frozen")
+
+
+@command.command("thaw", epilog=example("agents thaw scout"))
+@click.argument("agent_id", metavar="ID")
+@with_root
+def thaw_command(root: Root, *, agent_id: str) -> None:
+    """Let a frozen identity live again."""
+    _set_state(root, agent_id, "live")
+
+
+def _set_state(root: Root, agent_id: str, state: State) -> None:
+    """Write the state into the roster, and have a daemon that runs take it over at once."""
+    platform = checked_platform(root)
+    roster = load_roster(root)
+    if roster.get(agent_id) is None:
+        raise unknown_agent(agent_id, [identity.id for identity in roster.identities])
+    if not set_state(platform, agent_id, state):
+        say(f"{one_line(agent_id)} is {state} already; nothing was changed.")
+        return
+    try:
+        outcome = ask(root, "runner.reload")
+    except NotRunningError:
+        say(
+            f"{agent_id} is {state} in {platform / ROSTER}; no daemon runs, it counts from the next start on."
+        )
+        return
+    if outcome["problem"] is not None:
+        raise AgentRunnerError(
+            f"{agent_id} is {state} in {platform / ROSTER}, but the daemon refuses the content: {outcome['problem']}"
+        )
+    say(f"{agent_id} is {state}.")
+
+
+@command.command("retry", epilog=example("agents retry reed"))
+@click.argument("agent_id", metavar="ID", callback=checked_text)
+@with_root
+def retry_command(root: Root, *, agent_id: str) -> None:
+    """Let a parked agent try again: one that crashed, or whose wake-ups failed, so often that it was set aside."""
+    known = [agent["id"] for agent in ask(root, "agents.list")["agents"]]
+    if agent_id not in known:
+        raise unknown_agent(agent_id, known)
+    if ask(root, "agents.retry", {"agent_id": agent_id})["retried"]:
+        say(f"{one_line(agent_id)} was parked and tries again.")
+    else:
+        say(f"{one_line(agent_id)} was not parked; it looks at its mail now.")
+
+
+@command.command(
+    "verify", epilog=example("agents verify", "agents verify reed veda", "agents verify --batch 2")
+)
+@click.argument("agent_ids", metavar="[ID]...", nargs=-1, callback=checked_texts)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 100),
+    default=5,
+    show_default=True,
+    help="So many agents take their turn at once.",
+)
+@json_option
+@with_root
+def verify_command(root: Root, *, agent_ids: tuple[str, ...], batch: int, as_json: bool) -> None:
+    """See whether agents work: their mandates load, and each takes one turn. Exits 1 where one does not.
+
+    Without ID it is every standing agent. The turn runs in a session of its own, with no tools and no mail, and its
+    tokens count as the agent's.
+    """
+    content = load_content(checked_platform(root))
+    names = list(agent_ids) or [identity.id for identity in content.roster.standing()]
+    for name in names:
+        if content.roster.get(name) is None:
+            raise unknown_agent(name, [identity.id for identity in content.roster.identities])
+    outcomes = trio.run(_verify, root, names, batch)
+    if as_json:
+        say_json([{**asdict(one), "mandate": _mandate_of(content, one.agent)} for one in outcomes])
+    else:
+        say_table(
+            ("ID", "MANDATE", "TURN", "SECONDS", "TOKENS IN", "OUT", "ANSWER"),
+            [
+                (
+                    one.agent,
+                    _mandate_of(content, one.agent),
+                    "ok" if one.problem is None else "failed",
+                    f"{one.seconds:.1f}",
+                    str(one.input_tokens),
+                    str(one.output_tokens),
+                    shortened(one.answer if one.problem is None else one.problem, 120),
+                )
+                for one in outcomes
+            ],
+        )
+    failed = [one.agent for one in outcomes if one.problem is not None]
+    if failed:
+        raise AgentRunnerError(
+            f"{len(failed)} of {len(outcomes)} agents did not answer: {', '.join(failed)}; "
+            "`agent-runner logs` has what went wrong"
+        )
+    if not as_json:
+        say(paint("ok", fg="green") + f": {len(outcomes)} agents answered")
+
+
+async def _verify(root: Root, names: list[str], batch: int) -> list[Verified]:
+    async with connect_to(root) as client:
+        return await verify_agents(client, names, at_once=batch)
+
+
+def _mandate_of(content: Content, agent: str) -> str:
+    identity = content.roster.get(agent)
+    return "default" if identity is None or identity.mandate is None else identity.mandate
 
 
 def unknown_agent(name: str, known: list[str]) -> AgentRunnerError:

@@ -47,13 +47,17 @@ def _lines(root: Root, status: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "agents", f"{sum(_is_standing(agent) for agent in agents)} standing, {unread} unread messages"
     parked = [agent["id"] for agent in agents if agent["parked"]]
     if parked:
-        yield "parked", paint(", ".join(parked), fg="red")
+        yield (
+            "parked",
+            paint(", ".join(parked), fg="red") + "; `agent-runner agents retry ID` lets one try again",
+        )
     for name, count in status["held_back"].items():
         yield "held back", f"{name}: {count} unread messages wait for the limit of wake-ups"
     for name, problem in status.get("problems", {}).items():
         yield "problem", paint(f"{name}: {one_line(str(problem))}", fg="red")
     failing = paint(", commits fail", fg="red") if ledger["failing"] else ""
     yield "ledger", f"{ledger['entries']} entries{failing}"
+    yield "database", f"{status['database']['bytes']:,} bytes"
     if status["dead_letters"]:
         yield "dead letters", str(status["dead_letters"])
 

@@ -1,0 +1,132 @@
+"""The operator's own methods, carried out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trio.testing import MockClock
+
+from actors.api import Api, Doors
+from actors.overview import Overview
+from actors.standing import BACK_OFF_MAX_S, FAILURES_MAX, LookForMail, StandingAgent
+from protocol.errors import BackendError, RequestError
+from protocol.native import frames
+from store.clock import rfc3339
+from store.mailbox import Reader, count_unread
+from tests.support.office import OPERATOR, Office, open_office, say, settled
+
+
+def api_of(office: Office) -> Api:
+    overview = Overview(
+        system=lambda: office.trunk.system,
+        services=lambda: office.services,
+        directory=office.directory,
+        standing=lambda: office.trunk.supervisor("standing"),
+        memories=office.memories,
+        writer=office.figures,
+        url=lambda: "ws://127.0.0.1:1/ws",
+        began_at=lambda: office.began_at,
+        connections=lambda: 0,
+    )
+    doors = Doors(
+        office.directory,
+        lambda: office.trunk,
+        lambda: office.services,
+        lambda: office.database,
+        overview,
+    )
+    return Api(doors, "token of the operator")
+
+
+async def call(api: Api, method: str, **params: Any) -> dict[str, Any]:
+    return await api.call(OPERATOR, method, frames.METHODS[method](**params), lambda _event: None)
+
+
+def parked(overview: dict[str, Any]) -> list[str]:
+    return [agent["id"] for agent in overview["agents"] if agent["parked"]]
+
+
+async def answer(_session: Any, _request: Any, host: Any) -> str:
+    say(host, "Read.")
+    return "end_turn"
+
+
+async def fail(_session: Any, _request: Any, _host: Any) -> str:
+    raise BackendError("backend_error", "the model server is down")
+
+
+async def test_an_agent_whose_wake_ups_failed_is_retried(tmp_path: Path, mock_clock: MockClock) -> None:
+    async with open_office(tmp_path / "root", fail, standing=["reed", "calli"]) as office:
+        api = api_of(office)
+        await office.mail("reed")
+        for _ in range(FAILURES_MAX):
+            await settled()
+            mock_clock.jump(BACK_OFF_MAX_S + 1)
+        await settled()
+        assert parked(await call(api, "runner.status")) == ["reed"]
+        assert await call(api, "agents.retry", agent_id="calli") == {"retried": False}
+        office.runtime.act = answer
+        assert await call(api, "agents.retry", agent_id="reed") == {"retried": True}
+        await settled()
+        assert parked(await call(api, "runner.status")) == []
+        assert office.rows("SELECT count(*) FROM mail_receipts") == [(1,)]
+
+
+async def test_an_agent_whose_actor_crashed_is_retried(
+    tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_office(tmp_path / "root", answer, standing=["reed", "calli"]) as office:
+        api = api_of(office)
+        await settled()
+        with monkeypatch.context() as patched:
+
+            def crash(_agent: StandingAgent) -> None:
+                raise ZeroDivisionError
+
+            patched.setattr(StandingAgent, "_consider", crash)
+            ref = office.standing("reed")
+            assert ref is not None
+            for _ in range(20):
+                if ref.state != "parked":
+                    ref.tell(LookForMail())
+                await settled()
+                mock_clock.jump(5)
+                await settled()
+            assert ref.state == "parked"
+            assert parked(await call(api, "runner.status")) == ["reed"]
+        assert await call(api, "agents.retry", agent_id="reed") == {"retried": True}
+        await office.mail("reed")
+        await settled()
+        assert parked(await call(api, "runner.status")) == []
+        assert office.rows("SELECT count(*) FROM mail_receipts") == [(1,)]
+
+
+async def test_only_standing_agents_are_retried(tmp_path: Path, mock_clock: MockClock) -> None:
+    async with open_office(tmp_path / "root", standing=["reed"]) as office:
+        with pytest.raises(RequestError, match=r"`params\.agent_id`: there is no standing agent 'nobody'"):
+            await call(api_of(office), "agents.retry", agent_id="nobody")
+
+
+async def test_the_operator_reads_mail_that_reaches_the_operator_and_no_other(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    async with open_office(tmp_path / "root", standing=["reed"]) as office:
+        api = api_of(office)
+        mine, everybodys, another = [
+            await office.mail(name, sender="calli") for name in ("operator", "all", "cora")
+        ]
+
+        def unread() -> int:
+            return count_unread(office.database, Reader("operator"), rfc3339(office.clock.moment()))
+
+        assert unread() == 2
+        with pytest.raises(RequestError, match=another.id):
+            await call(api, "mail.read", ids=[mine.id, another.id])
+        assert unread() == 2
+        assert await call(api, "mail.read", ids=[mine.id, everybodys.id]) == {"read": 2}
+        assert unread() == 0
+        before = office.rows("SELECT * FROM mail_receipts WHERE reader = 'operator'")
+        assert await call(api, "mail.read", ids=[mine.id]) == {"read": 1}
+        assert office.rows("SELECT * FROM mail_receipts WHERE reader = 'operator'") == before
