@@ -23,6 +23,9 @@ from protocol.sse import ServerSentEvent
 ANSWER_SIZE_MAX: Final = 32 * 1024 * 1024
 """Bytes of all events of one answer; an answer that does not end is not held in memory without limit."""
 
+CALL_NAME_LENGTH_MAX: Final = 256
+"""How long the id and the name of a tool call may be."""
+
 STOP_REASONS: Final = {
     "end_turn": "end_turn",
     "max_tokens": "max_tokens",
@@ -178,6 +181,10 @@ class MessageStream:
         call_id, name = _string(block, "id"), _string(block, "name")
         if not call_id or not name:
             raise _broken("sent a tool call without an id or a name")
+        for what, text in (("id", call_id), ("name", name)):
+            # They stand in the ledger, and in every later request of the session, where a server refuses such a one.
+            if len(text) > CALL_NAME_LENGTH_MAX or not text.isprintable():
+                raise _broken(f"sent a tool call with an unusable {what} ({excerpt(text, 40)!r})")
         if call_id in self._call_ids:
             raise _broken(f"gave two tool calls of one answer the same id ({excerpt(call_id, 80)!r})")
         self._call_ids.add(call_id)

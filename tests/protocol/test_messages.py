@@ -382,6 +382,10 @@ def test_what_follows_the_end_of_an_answer_is_passed_over():
         ),
         (json.dumps(begin({"type": "tool_use", "name": "n"})).encode(), "without the text 'id'"),
         (json.dumps(begin({"type": "tool_use", "id": "", "name": "n"})).encode(), "without an id or a name"),
+        (json.dumps(begin({"type": "tool_use", "id": "i" * 257, "name": "n"})).encode(), "an unusable id"),
+        (json.dumps(begin({"type": "tool_use", "id": "i\x00", "name": "n"})).encode(), "an unusable id"),
+        (json.dumps(begin({"type": "tool_use", "id": "i", "name": "n" * 257})).encode(), "an unusable name"),
+        (json.dumps(begin({"type": "tool_use", "id": "i", "name": "\x1b[2J"})).encode(), "an unusable name"),
         (json.dumps(begin({"type": "text", "text": 7})).encode(), "without the text 'text'"),
     ],
 )
