@@ -97,6 +97,7 @@ class Root:
 
         A file that a killed daemon left behind is none, whoever has its pid or its port now: what is found here is sent
         the operator's token, so it has to be the process that holds the lock.
+        Raises PermissionError where this user may not look: whether a daemon runs cannot be told then.
         """
         try:
             found = msgspec.json.decode(self.runner_file.read_bytes(), type=RunnerFile)
@@ -106,6 +107,8 @@ class Root:
             with suppress(OSError, ValueError):
                 if int((self.state / "runner.lock").read_bytes()) == found.pid:
                     return found
+        except PermissionError:
+            raise
         except (OSError, msgspec.MsgspecError):
             pass
         return None

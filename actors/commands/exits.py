@@ -24,7 +24,7 @@ class NotRunningError(AgentRunnerError):
 
 
 def exit_code_of(error: BaseException) -> int | None:
-    """Return the exit code for what this project raises on purpose, and None for a fault of its own."""
+    """Return the exit code for what is raised on purpose and for a closed root, None for a fault of this project."""
     if isinstance(error, BaseExceptionGroup):
         codes = [exit_code_of(one) for one in error.exceptions]
         return None if None in codes else codes[0]
@@ -34,7 +34,7 @@ def exit_code_of(error: BaseException) -> int | None:
         return BAD_CONFIGURATION
     if isinstance(error, LedgerError):
         return LEDGER_BROKEN
-    return FAILED if isinstance(error, AgentRunnerError | apsw.Error) else None
+    return FAILED if isinstance(error, AgentRunnerError | apsw.Error | PermissionError) else None
 
 
 def holds(error: BaseException, kind: type[BaseException]) -> bool:
@@ -58,5 +58,10 @@ def _lines(error: BaseException) -> Iterator[str]:
         yield from (str(one) for one in getattr(error, "errors", (error,)))
     elif isinstance(error, apsw.Error):
         yield f"error: the database cannot be read ({error}); `agent-runner ledger verify` says how far it is whole"
+    elif isinstance(error, PermissionError):
+        yield (
+            f"error: {error.filename}: {error.strerror}; run as the user that owns it, or name another root with "
+            "--root"
+        )
     else:
         yield f"error: {error}"

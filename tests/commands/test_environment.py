@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from actors.commands.__main__ import COMMANDS
 from actors.commands.environment import find_root, typed
 from store.root import Root, lay_out
 from tests.commands.conftest import CHECKOUT, AgentRunner
+from tests.support.accounts import unprivileged_folder
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +89,30 @@ def test_the_program_is_named_as_it_was_called(monkeypatch: pytest.MonkeyPatch, 
     assert typed(Root(CHECKOUT), "run") == ".venv/bin/agent-runner run"
     monkeypatch.setenv("PATH", str(program.parent))
     assert typed(Root(CHECKOUT), "run") == "agent-runner run"
+
+
+@pytest.fixture
+def closed_root(tmp_path: Path) -> Iterator[Root]:
+    """A root that another user keeps to themselves, and this process is not root for as long as it is used."""
+    for name in COMMANDS:  # what is imported later, as somebody else, might not be readable
+        import_module(f"actors.commands.{name}")
+    with nullcontext(tmp_path) if os.geteuid() != 0 else unprivileged_folder() as folder:
+        found = Root(folder / "root")
+        lay_out(found)
+        found.state.chmod(0)
+        yield found
+        found.state.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["run", "stop", "status", "agents list", "sessions list", "mail list", "ledger show", "ledger verify"],
+)
+def test_a_root_of_somebody_else_is_said_to_be_that(
+    agent_runner: AgentRunner, closed_root: Root, words: str
+) -> None:
+    outcome = agent_runner(*words.split(), root=closed_root)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith("error: ")
+    assert str(closed_root.state) in outcome.err
+    assert "run as the user that owns it" in outcome.err
