@@ -1,1 +1,1 @@
-"""Figures that can be repeated: one file a question, each run by itself as `python -m bench.NAME`."""
+"""Figures that can be repeated: one file a question, by itself as `python -m bench.NAME`."""

@@ -1,22 +1,23 @@
 """What a decision of the policy gate costs, and what it would cost without compiling.
 
-`python -m bench.gate` judges calls under a constitution of 61 rules, once with the compiled gate and once with an
-interpreter that reads the rules as they stand, in turns, in one process. It prints nanoseconds a decision: the best,
-the median and the 99th percentile over batches, in time of the processor, the loop around it included. A machine that
-others use too is slower all the same: compare within one run, and with the first line, which measures the machine.
+    python -m bench.gate [--quick]
+
+Judges calls under a constitution of 61 rules, with the compiled gate and with an interpreter that reads the rules as
+they stand, in turns, in one process. Nanoseconds a decision: the best, the median and the 99th percentile over batches,
+in time of the processor, the loop around it included. A machine that others use too is slower all the same: compare
+within one run, and with the first row, which measures the machine.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import gc
-import platform
 import posixpath
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from bench.measure import Goal, Report, Table, command, median, quantile
 from protocol.constitution import WORKSPACE_RULE, Condition, Constitution, Rule
 from protocol.mounts import Mount, mount_of
 from protocol.policy import NO_MATCH, Verdict, compile_gate
@@ -104,7 +105,9 @@ def batch(
     return (time.thread_time_ns() - start) / size
 
 
-def measure(tier: Tier, tool: str, arguments: dict[str, Any]) -> tuple[list[float], list[float]]:
+def judge_both(
+    tier: Tier, tool: str, arguments: dict[str, Any], batches: int
+) -> tuple[list[float], list[float]]:
     """Return nanoseconds a decision, batch by batch: of the gate and of the interpreter."""
     given = constitution()
     gate = compile_gate(given, tier, MOUNTS[tier], PATH_ARGUMENTS, root=ROOT, **BARRED)
@@ -115,7 +118,7 @@ def measure(tier: Tier, tool: str, arguments: dict[str, Any]) -> tuple[list[floa
     ours, theirs = gate.judge(tool, arguments), naive(tool, arguments)
     assert (ours.allowed, ours.rule) == (theirs.allowed, theirs.rule), (ours, theirs)
     compiled, interpreted = [], []
-    for _ in range(BATCHES):
+    for _ in range(batches):
         compiled.append(batch(gate.judge, tool, arguments, BATCH))
         interpreted.append(batch(naive, tool, arguments, BATCH // 100))
     return compiled, interpreted
@@ -125,21 +128,31 @@ def _slice(text: str, _arguments: dict[str, Any]) -> str:
     return text[:20]
 
 
-def main() -> None:
-    """Print the table."""
+def measure(*, quick: bool) -> Report:
+    """Judge every question in batches."""
     gc.disable()
-    print(
-        f"Policy gate, {RULES} rules, ns a decision ({platform.python_implementation()} {platform.python_version()})"
-    )
-    slices = sorted(batch(_slice, FILE, {}, BATCH) for _ in range(BATCHES))
-    print(f"A call that slices a text takes {slices[BATCHES // 2]:.0f} ns here now, at best {slices[0]:.0f}.")
-    print(f"{'':26}{'best':>9}{'median':>9}{'p99':>9}{'naive':>11}{'ratio':>8}")
+    batches = BATCHES // 10 if quick else BATCHES
+    slices = [batch(_slice, FILE, {}, BATCH) for _ in range(batches)]
+    rows: list[list[float | str]] = [
+        ["(a call that slices a text)", min(slices), median(slices), quantile(slices, 0.99), "", ""]
+    ]
+    medians: dict[str, float] = {}
     for label, tier, tool, arguments in QUESTIONS:
-        compiled, interpreted = measure(tier, tool, arguments)
-        median, naive = statistics.median(compiled), statistics.median(interpreted)
-        p99 = statistics.quantiles(compiled, n=100)[98]
-        print(f"{label:26}{min(compiled):9.0f}{median:9.0f}{p99:9.0f}{naive:11.0f}{naive / median:7.0f}x")
+        compiled, interpreted = judge_both(tier, tool, arguments, batches)
+        ours, naive = median(compiled), median(interpreted)
+        medians[label] = ours
+        rows.append([label, min(compiled), ours, quantile(compiled, 0.99), naive, f"{naive / ours:.0f}x"])
+    table = Table.of(
+        f"A decision under {RULES} rules (ns)", ["", "best", "p50", "p99", "interpreted p50", "ratio"], rows
+    )
+    return Report(
+        [table],
+        [
+            Goal("with an absolute path, p50", medians["absolute path"], 601, "ns"),
+            Goal("without a path, p50", medians["no path"], 120, "ns"),
+        ],
+    )
 
 
 if __name__ == "__main__":
-    main()
+    command(measure, __doc__)

@@ -1,13 +1,13 @@
 """The load client: a process of its own, lean enough that it is not what is measured.
 
 It speaks WebSocket by hand over a trio stream and looks at a frame no closer than whether it is the last of its
-request, since a client's own JSON is not the runner's cost. It reads an order (JSON) from stdin and writes the seconds
-that things took (JSON) to stdout:
+request, since a client's own JSON is not the runner's cost. It reads an order (JSON) from stdin and writes the
+seconds that things took (JSON) to stdout:
 
-- `pairs`: one session; in turn a turn and the same HTTP exchange (or exchanges) made directly with httpx, streamed, with
-  the very bodies that the daemon sends halfway through a session;
-- `closed_loop`: as many sessions as asked for, each with a connection of its own, that begin their next turn when the
-  last one has ended; then as many tasks of one httpx client that do the same with the direct exchange.
+- `pairs`: one session; in turn a turn and the same HTTP exchange (or exchanges) made directly with httpx, streamed,
+  with the very bodies that the daemon sends halfway through a session;
+- `closed_loop`: as many sessions as asked for, each with a connection of its own, that begin their next turn when
+  the last one has ended; then as many tasks of one httpx client that do the same with the direct exchange.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ AGENT: Final = "calli"
 TURNS_PER_SESSION: Final = 50
 WARM_UP: Final = 20
 
-_HEADERS: Final = {"content-type": "application/json", "x-api-key": "bench", "anthropic-version": "2023-06-01"}
+_HEADERS: Final = {
+    "content-type": "application/json",
+    "x-api-key": "bench",
+    "anthropic-version": "2023-06-01",
+}
 
 
 class Wire:
@@ -204,7 +208,9 @@ async def closed_loop(order: Order) -> dict[str, Any]:
         await halfway(order, http)
         cpu = processor_s(order.pid)
 
-        async def session(number: int, loop: Callable[[Callable[[], Awaitable[Any]]], Awaitable[None]]) -> None:
+        async def session(
+            number: int, loop: Callable[[Callable[[], Awaitable[Any]]], Awaitable[None]]
+        ) -> None:
             async with connect(order.url, order.token) as wire:
                 turns = itertools.count()
                 key = ""

@@ -129,7 +129,9 @@ class Report:
 def command(measure: Callable[..., Report], document: str | None) -> None:
     """Be the command line of a module: measure, and print the report."""
     parser = argparse.ArgumentParser(description=(document or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds: whether it works, not what it costs")
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds: whether it works, not what it costs"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args()
     report = measure(quick=options.quick)

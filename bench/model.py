@@ -33,7 +33,7 @@ def _event(kind: str, **fields: Any) -> bytes:
 
 
 def _answer(stop_reason: str, *blocks: list[bytes]) -> list[bytes]:
-    message = {
+    message: dict[str, Any] = {
         "id": "msg_bench",
         "type": "message",
         "role": "assistant",
@@ -65,7 +65,9 @@ def _block(index: int, block: dict[str, Any], *deltas: dict[str, Any]) -> list[b
 
 
 def _text(*pieces: str) -> list[bytes]:
-    return _block(0, {"type": "text", "text": ""}, *({"type": "text_delta", "text": piece} for piece in pieces))
+    return _block(
+        0, {"type": "text", "text": ""}, *({"type": "text_delta", "text": piece} for piece in pieces)
+    )
 
 
 def _call(index: int, call_id: str, path: str) -> list[bytes]:

@@ -83,7 +83,9 @@ def new_root() -> Iterator[Root]:
 @contextmanager
 def daemon(root: Root, model_url: str | None = None) -> Iterator[RunningDaemon]:
     """Run a real daemon on a root, with the model server at `model_url` or in rehearsal; yields it when it is ready."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AGENT_", "ANTHROPIC_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("AGENT_", "ANTHROPIC_"))
+    }
     if model_url is not None:
         kept |= {"ANTHROPIC_API_KEY": "bench", "ANTHROPIC_BASE_URL": model_url}
     command = [sys.executable, "-m", "actors.commands", "run", "--root", str(root.path), "--port", "0"]

@@ -3,14 +3,14 @@
     python -m bench.turn [--quick]
 
 Three processes on loopback: a Messages server that answers at once, a real daemon on a root of its own, and the load
-client. For one session the client makes a turn and the direct exchange in turn (httpx, streamed, the very body that the
-daemon sends), so that both see the same machine; overhead is the difference of each pair. A turn with four calls asks
-the model twice, so its baseline is two exchanges; its overhead holds four verdicts, four files read inside the workspace,
-four outcomes, and the commits that make them durable one after the other.
+client. For one session the client makes a turn and the direct exchange in turn (httpx, streamed, the very body that
+the daemon sends), so that both see the same machine; overhead is the difference of each pair. A turn with four calls
+asks the model twice, so its baseline is two exchanges; its overhead holds four verdicts, four files read inside the
+workspace, four outcomes, and the commits that make them durable one after the other.
 
-A turn's time is from the request written to its result read: WebSocket, all events (frames), session, verdicts, prompt,
-two durable commits, the model's answer. `CPU` is what the daemon (for the direct exchange: the client) had of a
-processor; it says more than the clock where others use the machine.
+A turn's time is from the request written to its result read: WebSocket, all events (frames), session, verdicts,
+prompt, two durable commits, the model's answer. `CPU` is what the daemon (for the direct exchange: the client) had
+of a processor; it says more than the clock where others use the machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,13 @@ def measure(*, quick: bool) -> Report:
             turns = 20 if quick else 400
             plain = run_load({**order, "kind": "pairs", "turns": turns})
             calling = run_load(
-                {**order, "kind": "pairs", "turns": turns // 2, "exchanges": 2, "message": f"Read {FOUR_CALLS}"}
+                {
+                    **order,
+                    "kind": "pairs",
+                    "turns": turns // 2,
+                    "exchanges": 2,
+                    "message": f"Read {FOUR_CALLS}",
+                }
             )
             loop = run_load(
                 {**order, "kind": "closed_loop", "sessions": SESSIONS, "seconds": 1.0 if quick else 10.0}
@@ -81,8 +87,8 @@ def _report(plain: dict[str, Any], calling: dict[str, Any], loop: dict[str, Any]
             Goal(f"{SESSIONS} sessions in closed loop", loop["turns_per_s"], 100, "turns/s", at_least=True),
         ],
         [
-            f"A turn without calls is {plain['frames']} frames, and {plain['body_bytes']:,} bytes to the model; one with "
-            f"calls is {calling['frames']} frames.",
+            f"A turn without calls is {plain['frames']} frames and {plain['body_bytes']:,} bytes to the model.",
+            f"A turn with calls is {calling['frames']} frames.",
         ],
     )
 
