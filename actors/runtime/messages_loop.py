@@ -25,6 +25,7 @@ from actors.runtime.base import (
     TurnRequest,
     Usage,
 )
+from actors.runtime.pairing import paired
 from protocol.errors import BackendError
 from protocol.events import UsageUpdate
 from protocol.messages import BlockEnded, MessageStream
@@ -226,6 +227,7 @@ def _system_blocks(request: TurnRequest) -> list[Block]:
 
 
 def _outgoing_messages(messages: Sequence[Message]) -> list[Message]:
+    messages = list(paired(messages))
     turn_start = _turn_start(messages)
     outgoing: list[Message] = []
     for number, message in enumerate(messages):
