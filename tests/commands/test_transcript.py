@@ -61,6 +61,12 @@ def test_a_long_result_is_cut_and_says_so() -> None:
     assert told == "  | x\n" * 8 + "  | … (10000 characters)\n"
 
 
+def test_blocks_that_a_client_answered_are_told_by_their_text_and_kind() -> None:
+    content = [{"type": "text", "text": "a picture"}, {"type": "image", "source": {"type": "url", "url": "x"}}]
+    told = written({"type": "tool_result", "id": "c", "content": content, "is_error": False})
+    assert told == "  | a picture\n  | [image]\n"
+
+
 def test_mail_in_the_turn_names_its_sender() -> None:
     event = {"type": "mailbox_injected", "entry": {"payload": {"sender": "guest:1\x1b"}}}
     assert written(event) == "mail from guest:1\\x1b is in this turn\n"
