@@ -62,7 +62,10 @@ def test_a_long_result_is_cut_and_says_so() -> None:
 
 
 def test_blocks_that_a_client_answered_are_told_by_their_text_and_kind() -> None:
-    content = [{"type": "text", "text": "a picture"}, {"type": "image", "source": {"type": "url", "url": "x"}}]
+    content = [
+        {"type": "text", "text": "a picture"},
+        {"type": "image", "source": {"type": "url", "url": "x"}},
+    ]
     told = written({"type": "tool_result", "id": "c", "content": content, "is_error": False})
     assert told == "  | a picture\n  | [image]\n"
 
