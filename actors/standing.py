@@ -20,6 +20,7 @@ from protocol.acting import RUNNER, session_key_of
 from protocol.errors import AgentRunnerError, RequestError
 from protocol.roster import Identity, Roster
 from store.clock import rfc3339
+from store.database import StorageError
 from store.mailbox import count_unread, reader_of, unread
 from store.sessions import RecordWake, find_session
 
@@ -31,7 +32,12 @@ BACK_OFF_MAX_S: Final = 300.0
 FAILURES_MAX: Final = 6
 """An agent whose wake-ups failed so often in a row is parked until someone looks."""
 
-NOT_ITS_FAULT: Final = frozenset({"shutting_down", "rate_limited", "agent_frozen", "queue_full"})
+NOT_RECORDED_S: Final = 30.0
+"""How long a wake-up waits that the disk did not let begin."""
+
+NOT_ITS_FAULT: Final = frozenset(
+    {"shutting_down", "rate_limited", "agent_frozen", "queue_full", "backend_overloaded"}
+)
 """Answers that put a wake-up off and say nothing against the agent."""
 
 _CALLER: Final = Caller(RUNNER, "standing", authenticated=True)
@@ -201,6 +207,10 @@ class StandingAgent(Actor):
         memory.last_problem = error.message if isinstance(error, RequestError) else str(error)
         if isinstance(error, RequestError) and error.code in NOT_ITS_FAULT:
             memory.not_before = trio.current_time() + BACK_OFF_MAX_S
+            return
+        if isinstance(error, StorageError):
+            # A full disk would park every agent that has mail, and they would stay so when there is room again.
+            memory.not_before = trio.current_time() + NOT_RECORDED_S
             return
         memory.failures += 1
         delay = min(BACK_OFF_MAX_S, BACK_OFF_FIRST_S * 2 ** (memory.failures - 1))

@@ -7,12 +7,16 @@ from typing import Any
 
 import orjson
 import pytest
+from trio.testing import MockClock
 
 from actors import journal
+from actors.ledger_writer import commit
 from actors.runtime.base import SessionIdentity, TurnHost, TurnRequest
 from actors.session_messages import Close, Init
 from protocol.errors import RequestError
+from protocol.tiers import Tier
 from store.database import StorageError
+from store.mailbox import SendMail, compose
 from tests.support.daemon import orphans
 from tests.support.office import OPERATOR, Office, call, open_office, say, settled
 
@@ -101,3 +105,32 @@ async def test_a_session_that_could_not_record_a_request_takes_the_next_one(tmp_
         events = office.rows("SELECT payload FROM ledger WHERE quality = 'session_lifecycle' ORDER BY seq")
         assert [orjson.loads(payload)["event"] for (payload,) in events] == ["opened", "closed", "reopened"]
         office.check_ledger()
+
+
+async def test_an_agent_that_the_disk_kept_asleep_wakes_by_itself_when_it_is_well(
+    tmp_path: Path, mock_clock: MockClock
+):
+    async with open_office(tmp_path, standing=["reed"]) as office:
+        await settled()
+        mail = compose(
+            sender="operator",
+            recipient="reed",
+            subject="s",
+            body="b",
+            moment=office.clock.moment(),
+            tier=Tier.STANDING,
+        )
+        await commit(office.writer, SendMail(mail))
+        office.failure = FULL
+        office.announce([mail])
+        for _ in range(60):
+            await settled()
+            mock_clock.jump(60)
+        assert not office.memories["reed"].parked
+        assert office.memories["reed"].last_problem == FULL.message
+        office.failure = None
+        for _ in range(3):
+            await settled()
+            mock_clock.jump(60)
+        assert office.rows("SELECT reader FROM mail_receipts") == [("reed",)]
+        assert office.memories["reed"].last_problem is None
