@@ -5,6 +5,7 @@ The modules of the commands are imported when their command is run, so that `age
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,7 +14,7 @@ from typing import Final
 import click
 
 from actors.commands.exits import FAILED, OK, exit_code_of, holds, report
-from actors.commands.options import example, keep_root, root_parameter
+from actors.commands.options import COMPLETION_VARIABLE, PROGRAM, example, keep_root, root_parameter
 from actors.commands.output import complain, discard_output, make_output_lenient
 
 COMMANDS: Final = {
@@ -31,6 +32,8 @@ COMMANDS: Final = {
     "ledger": "Read, count and verify the ledger.",
     "usage": "Show the tokens that were spent.",
     "logs": "Show the daemon's log.",
+    "doctor": "See whether the daemon can run here, and what to mend.",
+    "completion": "Print the completion script of a shell.",
 }
 """Each command and what `--help` says of it; the module of the same name beside this one holds it as `command`."""
 
@@ -103,8 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    asked = os.environ.get(COMPLETION_VARIABLE)
+    if asked:
+        # A shell asks what could stand here: see `completion`.
+        from click.shell_completion import shell_complete  # noqa: PLC0415 - only here, and not free
+
+        return shell_complete(cli, {}, PROGRAM, COMPLETION_VARIABLE, asked)
     try:
-        with cli.make_context("agent-runner", arguments) as ctx:
+        with cli.make_context(PROGRAM, arguments) as ctx:
             cli.invoke(ctx)
         sys.stdout.flush()
     except click.exceptions.Exit as end:

@@ -12,6 +12,11 @@ import click
 
 from store.clock import rfc3339, utc_now
 
+PROGRAM: Final = "agent-runner"
+
+COMPLETION_VARIABLE: Final = "_AGENT_RUNNER_COMPLETE"
+"""What a shell's script sets when it asks this program what could stand here."""
+
 _ROOT: Final = "actors.commands.root"
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
