@@ -260,7 +260,9 @@ async def test_methods_of_the_operator_are_unauthorized_for_everybody_else(token
     service = FakeService()
     params: dict[str, dict[str, Any]] = {
         "mail.send": {"to": "reed", "subject": "s", "body": "b"},
+        "mail.read": {"ids": ["m"]},
         "board.post": {"text": "t"},
+        "agents.retry": {"agent_id": "reed"},
     }
     async with running(service) as gateway, connect(gateway.url, token) as client:
         for method in sorted(frames.OPERATOR_METHODS):
