@@ -7,7 +7,7 @@ daemon (rest_for_one)
 ├─ standing (one_for_one) a permanent child per standing agent
 ├─ heartbeat              permanent; sweeps for missed mail
 ├─ evictor                permanent; closes idle sessions
-    ├─ retention              permanent; throws away what has outlived its time
+├─ retention              permanent; throws away what has outlived its time
 └─ gateway (one_for_one)  connections (dynamic) and the listener
 """
 
@@ -329,6 +329,7 @@ async def open_daemon(settings: Settings) -> AsyncIterator[tuple[Wiring, Gateway
         content = load_content(checked_platform(root))
         # A database that cannot be used is told to the operator here; later it would be a crash of the writer.
         await trio.to_thread.run_sync(lambda: open_writer(root.database).close())
+        session_secret(root)  # the same: one line, and not a crash of what needs it
         wiring = Wiring(settings, content, choose_backend(settings.backend))
         overview = Overview(
             system=lambda: wiring.system,

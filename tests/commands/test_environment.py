@@ -116,3 +116,16 @@ def test_a_root_of_somebody_else_is_said_to_be_that(
     assert outcome.err.startswith("error: ")
     assert str(closed_root.state) in outcome.err
     assert "run as the user that owns it" in outcome.err
+
+
+def test_a_key_that_is_gone_ends_the_start_with_one_line_and_no_traceback(
+    agent_runner: AgentRunner, tmp_path: Path
+) -> None:
+    root = Root(tmp_path / "root")
+    lay_out(root)
+    (root.keys / "sessions.key").unlink()
+    outcome = agent_runner("run", "--port", "0", root=root)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == (
+        f"error: cannot read {root.keys / 'sessions.key'}: No such file or directory; run `agent-runner init`\n"
+    )
