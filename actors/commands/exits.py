@@ -8,7 +8,7 @@ from typing import Final
 import apsw
 
 from actors.commands.output import complain
-from protocol.errors import AgentRunnerError, ConfigurationError, LedgerError
+from protocol.errors import AgentRunnerError, ConfigurationError, LedgerError, RequestError
 
 OK: Final = 0
 FAILED: Final = 1
@@ -17,6 +17,18 @@ NOT_RUNNING: Final = 3
 LEDGER_BROKEN: Final = 5
 BAD_CONFIGURATION: Final = 78
 """EX_CONFIG of sysexits.h."""
+
+
+NEXT_STEPS: Final = {
+    "agent_frozen": "`agent-runner agents thaw ID` lets it live again",
+    "backend_error": "`agent-runner doctor` looks at key and settings, `agent-runner logs` has the whole answer",
+    "backend_overloaded": "try again in a while",
+    "internal": "`agent-runner logs` has what went wrong",
+    "shutting_down": "try again when it has been started again",
+    "unauthorized": "the daemon took another token at its start: `agent-runner stop`, then start it again",
+    "unknown_session": "`agent-runner sessions list` names those that there are",
+}
+"""What a person can do about an error of the protocol, where its message alone does not say."""
 
 
 class NotRunningError(AgentRunnerError):
@@ -63,5 +75,7 @@ def _lines(error: BaseException) -> Iterator[str]:
             f"error: {error.filename}: {error.strerror}; run as the user that owns it, or name another root with "
             "--root"
         )
+    elif isinstance(error, RequestError) and error.code in NEXT_STEPS:
+        yield f"error: {error}; {NEXT_STEPS[error.code]}"
     else:
         yield f"error: {error}"

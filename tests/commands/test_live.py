@@ -337,7 +337,7 @@ def test_content_that_does_not_load_is_shown_by_status(agent_runner: AgentRunner
 
 def test_a_wrong_token_fails(agent_runner: AgentRunner, daemon: Daemon) -> None:
     kept = daemon.root.token_file.read_text()
-    daemon.root.token_file.write_text("wrong\n")
+    daemon.root.token_file.write_text("wrong" * 8 + "\n")
     try:
         told = agent_runner("status", root=daemon.root)
         assert told.code == 1

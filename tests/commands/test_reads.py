@@ -5,20 +5,24 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import signal
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
+import click
 import pytest
 
+from actors.commands.__main__ import cli
 from protocol.entry import make_entry
 from protocol.tiers import Tier
 from store.board import Post, PostBoard
 from store.clock import StrictClock, rfc3339
 from store.database import open_writer
 from store.ledger import AppendEntry
-from store.mailbox import ClaimMail, SendMail, SettleMail, compose
+from store.mailbox import ClaimMail, MarkRead, SendMail, SettleMail, compose
 from store.root import Root
 from store.unit_of_work import UnitOfWork, Write, commit_units
 from tests.commands.conftest import CHECKOUT, AgentRunner, command_line, environment
@@ -155,6 +159,116 @@ def test_ledger_show_filters_by_session_and_quality(agent_runner: AgentRunner, s
     assert agent_runner("ledger", "show", "abc", root=stored).code == 1
 
 
+def verdict(
+    clock: StrictClock, actor: str, tool: str, decided: str, key: str = "calli:cli:local"
+) -> AppendEntry:
+    return AppendEntry(
+        make_entry(
+            entity_id=key,
+            target=tool,
+            quality="policy_verdict",
+            timestamp=clock.stamp(),
+            source=key,
+            actor=actor,
+            parents=[],
+            payload={"tool": tool, "verdict": decided, "phase": "call", "reason": "why"},
+        )
+    )
+
+
+def test_ledger_show_filters_by_actor_tool_verdict_and_time(agent_runner: AgentRunner, stored: Root) -> None:
+    days = iter(dt.datetime(2026, 1, day, 6, tzinfo=dt.UTC) for day in range(1, 9))
+    clock = StrictClock(now=lambda: next(days))
+    writes = [
+        lifecycle(clock, "opened"),
+        verdict(clock, "calli", "read_file", "allowed"),
+        verdict(clock, "calli", "bash", "blocked"),
+        verdict(clock, "reed", "bash", "blocked"),
+        verdict(clock, "reed", "bash", "allowed"),
+    ]
+    commit(stored, *writes)
+    database = apsw.Connection(str(stored.database))
+    # A row that is no JSON hides none of the others.
+    database.execute(
+        "INSERT INTO ledger SELECT 99, 'ffff', quality, entity_id, target, timestamp, source, 'nobody', parents, "
+        "tags, 'no json', proof, envelope FROM ledger WHERE seq = 2"
+    )
+    database.close()
+
+    def shown(*words: str) -> list[int]:
+        found = agent_runner("ledger", "show", *words, "--json", root=stored)
+        assert found.code == 0, found.err
+        cids = [write.entry.cid for write in writes]
+        return [cids.index(entry["cid"]) + 1 for entry in found.json]
+
+    assert shown("--actor", "reed") == [4, 5]
+    assert shown("--tool", "bash") == [3, 4, 5]
+    assert shown("--verdict", "blocked") == [3, 4]
+    assert shown("--verdict", "blocked", "--actor", "calli") == [3]
+    assert shown("--since", "2026-01-04", "--actor", "reed") == [4, 5]
+    assert shown("--tool", "bash", "--until", "2026-01-04") == [3, 4]
+    assert shown("--tool", "bash", "--until", "2026-01-04T06:00") == [3]
+    assert shown("--tool", "bash", "--since", "2026-01-04T08:00+02:00") == [4, 5]
+    assert shown("--tool", "bash", "--limit", "1") == [5]
+    assert shown("--since", "1h") == []
+    assert shown("--tool", "bash", "--since", "36500d") == [3, 4, 5]
+
+
+def test_ledger_stats_count_by_quality_actor_and_verdict(agent_runner: AgentRunner, stored: Root) -> None:
+    clock = StrictClock()
+    writes = [
+        lifecycle(clock, "opened"),
+        verdict(clock, "reed", "bash", "blocked"),
+        verdict(clock, "calli", "bash", "allowed"),
+        verdict(clock, "calli", "read_file", "allowed"),
+    ]
+    commit(stored, *writes)
+    found = agent_runner("ledger", "show", "--stats", "--json", root=stored).json
+    size = found.pop("database_bytes")
+    assert size >= stored.database.stat().st_size > 0
+    assert found == {
+        "entries": 4,
+        "first": writes[0].entry.timestamp,
+        "last": writes[-1].entry.timestamp,
+        "by_quality": {"policy_verdict": 3, "session_lifecycle": 1},
+        "by_actor": {"calli": 3, "reed": 1},
+        "by_verdict": {"allowed": 2, "blocked": 1},
+    }
+    told = agent_runner("ledger", "show", "--stats", root=stored).out.splitlines()
+    assert told[0].split() == ["entries", "4"]
+    assert ["policy_verdict", "3"] in [line.split() for line in told]
+
+
+def test_ledger_stats_of_a_root_whose_daemon_never_ran_are_nothing(
+    agent_runner: AgentRunner, root: Root
+) -> None:
+    found = agent_runner("ledger", "show", "--stats", "--json", root=root).json
+    assert (found["entries"], found["first"], found["by_actor"], found["database_bytes"]) == (0, None, {}, 0)
+    assert agent_runner("ledger", "show", "--follow", root=root).code == 1
+
+
+def test_ledger_follow_shows_what_is_added_and_nothing_twice(stored: Root) -> None:
+    clock = StrictClock()
+    commit(stored, *(lifecycle(clock, f"event{number}") for number in range(3)))
+    process = subprocess.Popen(
+        command_line(stored.path, "ledger", "show", "--follow", "--limit", "2", "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=CHECKOUT,
+    )
+    assert process.stdout is not None
+    try:
+        seen = [json.loads(process.stdout.readline()) for _ in range(2)]
+        commit(stored, *(lifecycle(clock, f"event{number}") for number in range(3, 6)))
+        seen += [json.loads(process.stdout.readline()) for _ in range(3)]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert [entry["payload"]["event"] for entry in seen] == [f"event{number}" for number in range(1, 6)]
+
+
 # --- mail and board
 
 
@@ -198,6 +312,55 @@ def test_mail_for_an_identity_is_what_reaches_it(agent_runner: AgentRunner, stor
     unknown = agent_runner("mail", "list", "--for", "reeed", root=stored)
     assert unknown.code == 1
     assert "did you mean reed" in unknown.err
+
+
+def test_unread_mail_is_what_is_still_delivered(agent_runner: AgentRunner, stored: Root) -> None:
+    expired = mail("reed", "expired", "x", minutes=-60 * 25)
+    first, second = mail("reed", "one", "x"), mail("cora", "two", "x", minutes=1)
+    third, fourth = mail("triage", "three", "x", minutes=2, to_role=True), mail("all", "four", "x", minutes=3)
+    commit(stored, expired, first, second, third, fourth, ClaimMail([first.mail.id], "reed", "turn"))
+    commit(stored, SettleMail("turn", rfc3339(NOW)), MarkRead([fourth.mail.id], "cora", rfc3339(NOW)))
+
+    def subjects(*words: str) -> list[str]:
+        listed = agent_runner("mail", "list", "--unread", *words, "--json", root=stored).json
+        return [one["subject"] for one in listed]
+
+    assert subjects() == ["two", "three"]
+    assert subjects("--limit", "1") == ["three"]
+    assert subjects("--for", "reed") == ["four"]
+    assert subjects("--for", "cora") == ["two", "three"]
+    assert subjects("--for", "operator") == ["four"]
+
+
+def test_a_thread_is_shown_whole_with_who_read_what(agent_runner: AgentRunner, stored: Root) -> None:
+    first = mail("reed", "how full", "is it?")
+    answer = SendMail(
+        compose(
+            sender="reed",
+            recipient="calli",
+            subject="re: how full",
+            body="half",
+            moment=NOW + dt.timedelta(minutes=1),
+            tier=Tier.STANDING,
+            thread=first.mail.thread,
+            hops=1,
+        )
+    )
+    other = mail("reed", "another thread", "x", minutes=2)
+    commit(stored, first, answer, other, MarkRead([first.mail.id], "reed", rfc3339(NOW)))
+    for words in (first.mail.id, answer.mail.id, answer.mail.id[:10]):
+        shown = agent_runner("mail", "thread", words, "--json", root=stored).json
+        assert [(one["subject"], one["hops"], one["read"]) for one in shown] == [
+            ("how full", 0, True),
+            ("re: how full", 1, False),
+        ]
+    assert shown[0]["read_by"] == {"reed": rfc3339(NOW)}
+    told = agent_runner("mail", "thread", first.mail.id[:8], root=stored).out
+    assert "read by reed" in told
+    assert "    half" in told
+    unknown = agent_runner("mail", "thread", "zz", root=stored)
+    assert unknown.code == 1
+    assert "mail list" in unknown.err
 
 
 def test_mail_cannot_drive_the_terminal(agent_runner: AgentRunner, stored: Root) -> None:
@@ -259,7 +422,16 @@ def test_agents_show_has_the_mandate(agent_runner: AgentRunner, root: Root) -> N
 
 
 @pytest.mark.parametrize(
-    "words", [("ledger", "show"), ("mail", "list"), ("board", "show"), ("mail", "list", "--for", "reed")]
+    "words",
+    [
+        ("ledger", "show"),
+        ("mail", "list"),
+        ("board", "show"),
+        ("mail", "list", "--for", "reed"),
+        ("mail", "list", "--unread"),
+        ("sessions", "list"),
+        ("usage",),
+    ],
 )
 def test_a_root_whose_daemon_never_ran_is_empty(
     agent_runner: AgentRunner, root: Root, words: tuple[str, ...]
@@ -301,6 +473,12 @@ def test_a_folder_that_is_no_root_is_not_taken_for_an_empty_one(
         ("chat", "calli", "-m", "hello"),
         ("mail", "send", "reed", "-s", "x", "-m", "y"),
         ("board", "post", "x"),
+        ("stop",),
+        ("reload",),
+        ("agents", "retry", "reed"),
+        ("agents", "verify"),
+        ("mail", "read"),
+        ("sessions", "close", "calli:cli:local"),
     ],
 )
 def test_what_needs_the_daemon_exits_3_and_says_how_to_start_it(
@@ -385,6 +563,14 @@ def test_init_where_nobody_may_write_fails_with_the_path(agent_runner: AgentRunn
         ("run", "--backend", "oracle"),
         ("chat", "calli", "-m", "  "),
         ("board", "post", "\udc80"),
+        ("ledger", "show", "--since", "yesterday"),
+        ("ledger", "show", "--until", "99999999d"),
+        ("usage", "--days", "0"),
+        ("usage", "--by", "mood"),
+        ("sessions", "list", "--state", "asleep"),
+        ("stop", "--timeout", "0"),
+        ("mail", "thread", "\udc80"),
+        ("completion", "tcsh"),
         (),
     ],
 )
@@ -396,12 +582,18 @@ def test_what_is_not_understood_exits_2(
     assert "Usage: agent-runner" in told.err + told.out
 
 
-@pytest.mark.parametrize(
-    "words",
-    [(), ("init",), ("run",), ("status",), ("chat",), ("agents",), ("agents", "list"), ("agents", "show"), ("mail",),
-     ("mail", "send"), ("mail", "list"), ("board",), ("board", "show"), ("board", "post"), ("ledger",),
-     ("ledger", "show"), ("ledger", "verify")],
-)  # fmt: skip
+def every_command(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield words
+    ctx = click.Context(group)
+    for name in group.list_commands(ctx):
+        found = group.get_command(ctx, name)
+        if isinstance(found, click.Group):
+            yield from every_command(found, (*words, name))
+        else:
+            yield (*words, name)
+
+
+@pytest.mark.parametrize("words", list(every_command(cli)), ids=" ".join)
 def test_every_command_has_help_with_an_example(agent_runner: AgentRunner, words: tuple[str, ...]) -> None:
     short, long = agent_runner(*words, "-h"), agent_runner(*words, "--help")
     assert short == long
