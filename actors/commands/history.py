@@ -98,7 +98,7 @@ def _lines(content: Any, speaker: str, *, full: bool) -> Iterator[str]:
     for block in blocks:
         match block.get("type"):
             case "text":
-                first, *others = clean(block["text"]).splitlines() or [""]
+                first, *others = clean(block["text"]).strip("\n").splitlines() or [""]
                 yield f"{paint(speaker, fg='green')}: {first}"
                 yield from others
             case "thinking":
