@@ -18,9 +18,6 @@ from protocol.errors import AgentRunnerError, ConfigurationError
 from store.content import shipped_platform
 
 TOKEN_BYTES: Final = 32
-
-SECRET_LENGTH_MIN: Final = 16
-"""A shorter token or key is none: an empty one would let everybody in."""
 ATTEMPTS: Final = 5
 BETWEEN_ATTEMPTS_S: Final = 0.02
 
@@ -114,7 +111,7 @@ class Root:
         return None
 
     def read_token(self) -> str:
-        """Return the operator's token; raises RootError where it is missing, unreadable or too short to be one."""
+        """Return the operator's token; raises RootError where it is missing, unreadable or empty."""
         try:
             token = self.token_file.read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
@@ -175,14 +172,14 @@ def _write_secret(path: Path, text: str) -> None:
 
 
 def _check_secret(path: Path, secret: str | bytes) -> None:
-    if len(secret.strip()) < SECRET_LENGTH_MIN:
+    if not secret.strip():
         raise RootError(
-            f"{path} is empty or cut off, so that anybody could guess it; remove it and run `agent-runner init`"
+            f"{path} is empty, which would let everybody in; remove it and run `agent-runner init`"
         )
 
 
 def session_secret(root: Root) -> bytes:
-    """Return the secret from which session tokens are derived; raises RootError where it is missing or too short."""
+    """Return the secret from which session tokens are derived; raises RootError where it is missing or empty."""
     path = root.keys / "sessions.key"
     try:
         secret = path.read_bytes()

@@ -32,13 +32,13 @@ def test_secrets_are_laid_out_whole_for_their_owner_alone_and_never_again(root: 
     assert not [path.name for path in root.state.iterdir() if path.name.endswith(".new")]
 
 
-@pytest.mark.parametrize("text", ["", "\n", "  \n", "short"])
-def test_a_token_or_key_that_is_empty_or_cut_off_is_refused(root: Root, text: str):
+@pytest.mark.parametrize("text", ["", "\n", "  \n"])
+def test_a_token_or_key_that_is_empty_is_refused(root: Root, text: str):
     root.token_file.write_text(text)
     (root.keys / "sessions.key").write_text(text)
-    with pytest.raises(RootError, match=r"operator\.token is empty or cut off"):
+    with pytest.raises(RootError, match=r"operator\.token is empty"):
         root.read_token()
-    with pytest.raises(RootError, match=r"sessions\.key is empty or cut off"):
+    with pytest.raises(RootError, match=r"sessions\.key is empty"):
         session_secret(root)
 
 
