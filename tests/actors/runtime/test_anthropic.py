@@ -96,6 +96,32 @@ async def test_request_is_what_the_messages_api_asks_for(server):
     assert [tool["name"] for tool in received.body["tools"]][:2] == ["read_file", "list_files"]
 
 
+async def test_request_says_its_own_length_and_names_the_host_each_time(server):
+    runtime = runtime_for(server)
+    for text in ("a", "something longer"):
+        await runtime.run_turn(session(), request(text), RememberingHost())
+    await runtime.aclose()
+    lengths = [int(one.headers["content-length"]) for one in server.requests]
+    assert lengths[1] - lengths[0] == len("something longer") - len("a")
+    assert {one.headers["host"] for one in server.requests} == {server.url.removeprefix("http://")}
+
+
+async def test_password_in_the_url_goes_to_the_server(server):
+    url = server.url.replace("http://", "http://user:secret@")
+    await run(AnthropicRuntime(Connection(KEY, url)))
+    assert server.requests[0].headers["authorization"] == "Basic dXNlcjpzZWNyZXQ="
+
+
+async def test_proxy_of_the_environment_is_used(server, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", server.url)
+    host = await run(AnthropicRuntime(Connection(KEY, "http://model.test/prefix")))
+    assert host.text == "Hello from the model server."
+    assert server.requests[0].path == "http://model.test/prefix/v1/messages"
+    assert server.requests[0].headers["host"] == "model.test"
+
+
 async def test_tool_that_is_not_offered_is_not_in_the_request(server):
     runtime = runtime_for(server)
     await runtime.run_turn(session(), request("x", offered=["read_file"]), RememberingHost())
