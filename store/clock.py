@@ -15,7 +15,7 @@ def utc_now() -> dt.datetime:
 
 def rfc3339(moment: dt.datetime) -> str:
     """Return a UTC moment as RFC 3339 with six digits of fraction and `Z`."""
-    # The first 26 characters are the moment, what follows is the offset; strftime takes four times as long.
+    # The first 26 characters are the moment, what follows is the offset; strftime takes twice as long.
     return f"{moment.isoformat(timespec='microseconds')[:26]}Z"
 
 
