@@ -37,6 +37,10 @@ class Openers:
         """Note that a connection opened a session."""
         self._sessions.setdefault(connection_id, set()).add(session_id)
 
+    def count(self, connection_id: str) -> int:
+        """Return how many sessions a connection has opened."""
+        return len(self._sessions.get(connection_id, ()))
+
     def has(self, connection_id: str, session_id: str) -> bool:
         """Say whether a connection opened a session."""
         return session_id in self._sessions.get(connection_id, ())

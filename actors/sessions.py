@@ -48,6 +48,9 @@ CRASHES_MAX: Final = 3
 RESERVED_CHANNELS: Final = frozenset({"cli", "subagent"})
 """Nobody unproved opens a key of these channels first: standing agents and subagents live there."""
 
+GUEST_SESSIONS_MAX: Final = 100
+"""One connection that proves nothing opens at most so many sessions: it cannot take the room of everybody else."""
+
 CLOSED: Final = "this session is closed; session.init opens it again"
 
 _log = structlog.get_logger("sessions")
@@ -188,6 +191,14 @@ class SessionActor(Actor):
             if not caller.authenticated and _is_reserved(self._memory.key):
                 raise RequestError(
                     "unauthorized", "keys like this one are for proved identities; choose another key"
+                )
+            if (
+                not caller.authenticated
+                and self._services.openers.count(caller.connection_id) >= GUEST_SESSIONS_MAX
+            ):
+                raise RequestError(
+                    "queue_full",
+                    f"this connection has opened {GUEST_SESSIONS_MAX} sessions; use those, or prove who you are",
                 )
             await self._create(message)
         row = self._row

@@ -129,9 +129,15 @@ def count_entries(database: apsw.Connection) -> int:
 
 
 def last_timestamp(database: apsw.Connection) -> str | None:
-    """Return the newest timestamp in the ledger, or None while it is empty."""
-    row = database.execute("SELECT timestamp FROM ledger ORDER BY seq DESC LIMIT 1").fetchone()
-    return None if row is None else str(row[0])
+    """Return the newest timestamp in the ledger, or None while it is empty.
+
+    Entries stand in the order in which they were committed, which for those of one moment need not be that of their
+    timestamps: the newest is among the last few.
+    """
+    newest = database.execute(
+        "SELECT max(timestamp) FROM (SELECT timestamp FROM ledger ORDER BY seq DESC LIMIT 4096)"
+    ).get
+    return None if newest is None else str(newest)
 
 
 @dataclass(frozen=True, slots=True)
