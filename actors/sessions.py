@@ -147,6 +147,9 @@ class SessionActor(Actor):
                 case EvictIfIdle():
                     return await self._evict(message)
         except RequestError as error:
+            if self._row is None:
+                # There is no session behind this key: nobody is to fill the memory with questions about it.
+                self.stop()
             return Refusal(error)
         except StorageError as error:
             # Nothing of it was recorded and nothing is different here: it can be asked again.
