@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-import trio
-
 from actors.journal import Journal
 from actors.runtime.base import Block, Ceiling, Message, SessionIdentity, ToolUse, Usage
 from actors.tools.base import ToolOutcome
@@ -293,8 +291,7 @@ class Turn:
                     self.usage.output_tokens,
                 )
             )
-        with trio.CancelScope(shield=True):
-            await self.journal.commit()
+        await self.journal.commit()
         return entry
 
     def _answer_orphans(self, outcome: str) -> None:

@@ -272,6 +272,8 @@ def _is_sendable(block: Block, is_earlier_turn: bool) -> bool:  # noqa: FBT001 -
 
 def _outgoing_block(block: Block) -> Block:
     # A client's own breakpoints would exceed the four that a request may have.
+    if "cache_control" not in block:
+        return block
     return {name: value for name, value in block.items() if name != "cache_control"}
 
 
@@ -284,7 +286,8 @@ def _set_breakpoint(message: Message) -> None:
         last.get("type") == "text" and not last.get("text")
     ):
         return  # neither may carry one
-    last["cache_control"] = CACHE_BREAKPOINT
+    # The block may be one of the history, the list is this request's own.
+    content[-1] = {**last, "cache_control": CACHE_BREAKPOINT}
 
 
 def _append_assistant(messages: list[Message], content: list[Block]) -> None:
