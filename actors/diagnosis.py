@@ -141,11 +141,15 @@ def _bwrap(_examined: Examined) -> Iterator[Finding]:
     path = shutil.which("bwrap")
     fix = "Install bubblewrap, for instance: apt install bubblewrap"
     if path is None:
-        yield _warning("bwrap", "not found: agents have no shell tool", fix)
+        yield _warning(
+            "bwrap", "not found; no shell tool runs without it (this version brings none yet)", fix
+        )
         return
     done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
     if done.returncode:
-        yield _warning("bwrap", f"{path} does not run: agents have no shell tool", fix)
+        yield _warning(
+            "bwrap", f"{path} does not run; no shell tool runs without it (this version brings none yet)", fix
+        )
     else:
         yield _ok("bwrap", f"{done.stdout.strip()} ({path})")
 
