@@ -46,6 +46,7 @@ class PostBoard:
 def last_posts(database: apsw.Connection, lines: int) -> list[Post]:
     """Return the last posts, oldest first."""
     rows = database.execute(
-        "SELECT agent, text, posted_at FROM board ORDER BY number DESC LIMIT ?", (lines,)
+        # As a number: SQLite compiles a statement anew each time that its limit is bound.
+        f"SELECT agent, text, posted_at FROM board ORDER BY number DESC LIMIT {lines:d}"
     ).fetchall()
     return [Post(*row) for row in reversed(rows)]

@@ -223,8 +223,9 @@ def unread(
     """
     condition, addresses = _unread_condition(reader)
     rows = database.execute(
-        f"{_MAIL} WHERE {condition} ORDER BY number LIMIT ?",
-        (*addresses, *_unread_values(reader, now), limit),
+        # As a number: SQLite compiles a statement anew each time that its limit is bound.
+        f"{_MAIL} WHERE {condition} ORDER BY number LIMIT {limit:d}",
+        (*addresses, *_unread_values(reader, now)),
     )
     found: list[Mail] = []
     size = 0

@@ -20,6 +20,9 @@ def paired(messages: Sequence[Message]) -> Iterator[Message]:
     waiting: list[str] = []
     for message in messages:
         blocks: list[Block] = message["content"] if isinstance(message["content"], list) else []
+        if not (waiting or blocks):
+            yield message  # text, as most messages are
+            continue
         if message["role"] == "assistant":
             if waiting:
                 yield {"role": "user", "content": [_missing(call) for call in waiting]}
