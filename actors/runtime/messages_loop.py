@@ -232,7 +232,7 @@ def _outgoing_messages(messages: Sequence[Message]) -> list[Message]:
     outgoing: list[Message] = []
     for number, message in enumerate(messages):
         content = message["content"]
-        if not isinstance(content, str):
+        if not isinstance(content, str) and not all(map(_is_plain, content)):
             content = [
                 _outgoing_block(block) for block in content if _is_sendable(block, number < turn_start)
             ]
@@ -258,6 +258,11 @@ def _has_results(content: str | list[Block]) -> bool:
     return not isinstance(content, str) and any(block.get("type") == "tool_result" for block in content)
 
 
+def _is_plain(block: Block) -> bool:
+    """Say whether a block goes out as it is; of a long history nearly all do."""
+    return "cache_control" not in block and block.get("type") not in ("thinking", "redacted_thinking")
+
+
 def _is_sendable(block: Block, is_earlier_turn: bool) -> bool:  # noqa: FBT001 - one caller, next to it
     """Say whether a kept block goes to the server.
 
@@ -272,22 +277,20 @@ def _is_sendable(block: Block, is_earlier_turn: bool) -> bool:  # noqa: FBT001 -
 
 def _outgoing_block(block: Block) -> Block:
     # A client's own breakpoints would exceed the four that a request may have.
-    if "cache_control" not in block:
-        return block
     return {name: value for name, value in block.items() if name != "cache_control"}
 
 
 def _set_breakpoint(message: Message) -> None:
     content = message["content"]
     if isinstance(content, str):
-        content = message["content"] = [{"type": "text", "text": content}]
+        content = [{"type": "text", "text": content}]
     last = content[-1]
     if last.get("type") in ("thinking", "redacted_thinking") or (
         last.get("type") == "text" and not last.get("text")
     ):
         return  # neither may carry one
-    # The block may be one of the history, the list is this request's own.
-    content[-1] = {**last, "cache_control": CACHE_BREAKPOINT}
+    # The blocks, and the list that holds them, may be those of the history.
+    message["content"] = [*content[:-1], {**last, "cache_control": CACHE_BREAKPOINT}]
 
 
 def _append_assistant(messages: list[Message], content: list[Block]) -> None:

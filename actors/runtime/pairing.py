@@ -30,7 +30,9 @@ def paired(messages: Sequence[Message]) -> Iterator[Message]:
             yield message
             continue
         results = [block.get("tool_use_id") for block in blocks[: len(waiting)]]
-        is_more = any(block.get("type") == "tool_result" for block in blocks[len(waiting) :])
+        is_more = len(blocks) > len(waiting) and any(
+            block.get("type") == "tool_result" for block in blocks[len(waiting) :]
+        )
         yield message if results == waiting and not is_more else _mended(message, waiting)
         waiting = []
 
