@@ -31,7 +31,7 @@ def parse(line: str) -> None:
     """Parse a line as the command line would, without running it; raises click.UsageError for what it does not take."""
     words = shlex.split(line.replace("[DIR]", ""))
     node: click.Command = cli
-    context = click.Context(cli, info_name="agent-runner")
+    context = click.Context(cli, info_name="agent-runner", **cli.context_settings)
     while isinstance(node, click.Group) and words:
         name, *words = words
         found = node.get_command(context, name)
