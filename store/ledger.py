@@ -17,6 +17,8 @@ _COLUMNS = (
     "cid, quality, entity_id, target, timestamp, source, actor, parents, tags, payload, proof, envelope"
 )
 
+_APPEND = f"INSERT INTO ledger ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (cid) DO NOTHING"
+
 # A payload that somebody put in by hand need not be JSON.
 _IN_PAYLOAD = "CASE WHEN json_valid(payload) THEN json_extract(payload, '$.{}') END"
 
@@ -31,7 +33,7 @@ class AppendEntry:
         """Insert the row."""
         entry = self.entry
         database.execute(
-            f"INSERT INTO ledger ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (cid) DO NOTHING",
+            _APPEND,
             (
                 entry.cid,
                 entry.quality,
@@ -40,8 +42,8 @@ class AppendEntry:
                 entry.timestamp,
                 entry.source,
                 entry.actor,
-                _text(entry.parents),
-                _text(entry.tags),
+                _text(entry.parents) if entry.parents else "[]",
+                _text(entry.tags) if entry.tags else "[]",
                 _text(entry.payload),
                 None if entry.proof is None else _text(entry.proof),
                 None if entry.envelope is None else _text(entry.envelope),
