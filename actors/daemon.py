@@ -262,8 +262,8 @@ class Wiring:
     def _roster_enacted(self, content: Content) -> None:
         self.standing.tell(RosterEnacted(content.roster))
 
-    def tree(self, gateway: Gateway) -> ChildSpec:
-        """Return the spec of the whole tree."""
+    def tree(self, gateway: ChildSpec) -> ChildSpec:
+        """Return the spec of the whole tree; `gateway` is its last child."""
         settings = self.settings
         children = [
             ChildSpec(
@@ -277,7 +277,7 @@ class Wiring:
                 lambda: Evictor(lambda: self.directory, lambda: self.services, settings.ttl_min * 60),
             ),
             ChildSpec("retention", self._retention),
-            gateway.child_spec(),
+            gateway,
         ]
         if settings.heartbeat:
             beat = ChildSpec(
@@ -348,7 +348,7 @@ async def open_daemon(settings: Settings) -> AsyncIterator[tuple[Wiring, Gateway
         gateway = Gateway(Api(doors, root.read_token()), host=settings.bind, port=settings.port)
         await gateway.open()
         try:
-            async with _started(wiring.tree(gateway)):
+            async with _started(wiring.tree(gateway.child_spec())):
                 lock.publish(RunnerFile(os.getpid(), gateway.url, wiring.began_at))
                 try:
                     yield wiring, gateway
