@@ -8,7 +8,7 @@ import trio
 
 from actors.kernel import Ref
 from actors.ledger_writer import commit
-from protocol.entry import Entry, make_entry
+from protocol.entry import Entry, compose_entry
 from store.clock import StrictClock
 from store.ledger import AppendEntry
 from store.unit_of_work import ConflictError, Write
@@ -31,7 +31,7 @@ class Journal:
 
     def entry(self, quality: str, target: str, payload: dict[str, Any], parents: list[str]) -> Entry:
         """Make an entry and let it join the next commit."""
-        entry = make_entry(
+        entry, text = compose_entry(
             entity_id=self.entity_id,
             target=target,
             quality=quality,
@@ -41,7 +41,7 @@ class Journal:
             parents=parents,
             payload=payload,
         )
-        self._pending.append(AppendEntry(entry))
+        self._pending.append(AppendEntry(entry, text))
         return entry
 
     def add(self, *writes: Write) -> None:

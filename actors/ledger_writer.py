@@ -1,32 +1,21 @@
 """The ledger writer: the one actor that writes the database.
 
-Units of work that arrive while a commit is on its way to the disk are committed together by the next one (group
-commit), so that sixty-four busy sessions cost few more synchronous writes than one. The commits run in a thread of
-the actor's own: a stalled disk stops no heartbeat. A thread that waits at a queue is used, and not trio's workers,
-because a job for those passes two more turns of the loop on its way there and back, which a turn that commits twice
-feels.
+Units of work that arrive while a commit is on its way to the disk wait in the mailbox and are committed together by
+the next one (group commit), so that sixty-four busy sessions cost few more synchronous writes than one. The commits
+run in a thread of the actor's own: a stalled disk stops no heartbeat.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar
 
 import apsw
-import trio
 
-from actors.kernel import Actor, Future, Ref
+from actors.kernel import Ref, Refusal, ThreadActor
 from store.database import StorageError, checkpoint
 from store.unit_of_work import Outcome, UnitOfWork, Write, commit_units
-
-BATCH_MAX: Final = 256
-"""At most so many units share a transaction."""
-
-WAITING_MAX: Final = 4_096
-"""With more units than this before the disk, the mailbox itself makes senders wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,104 +35,41 @@ class WriterFigures:
     failing: str | None = None
 
 
-_Waiting = tuple[UnitOfWork, Future]
-
-
-class LedgerWriter(Actor):
+class LedgerWriter(ThreadActor):
     """Commits units of work, many at a time; restarted, it opens the database anew."""
+
+    batch_max: ClassVar[int] = 256  # units that share a transaction, at most
+    mailbox_size_max: ClassVar[int | None] = 4_096  # with more before the disk, senders wait
 
     def __init__(self, open_database: Callable[[], apsw.Connection], figures: WriterFigures) -> None:
         super().__init__()
         self._open = open_database
         self._figures = figures
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
-        self._waiting = 0
-        self._room = trio.Event()
-        self._thread_ended = trio.Event()
-        self._fault: BaseException | None = None
+        self._database: apsw.Connection | None = None
 
-    async def on_start(self) -> None:
-        """Open the database and begin to commit."""
-        database = await trio.to_thread.run_sync(self._open)
-        token = trio.lowlevel.current_trio_token()
-        # Not waited for at the end of the process: a disk that never answers must not keep a daemon from ending.
-        threading.Thread(
-            target=self._commit_for_ever, args=(database, token), name="ledger", daemon=True
-        ).start()
-        self.start_task(self._keep_thread, name="group commit")
+    async def on_drain(self) -> None:
+        """Commit what waits: whoever asks meant it to be kept."""
+        await self.handle_waiting()
 
-    async def on_receive(self, message: Commit) -> None:
-        """Put the unit before the disk; its asker is answered when it is durable."""
-        while self._waiting >= WAITING_MAX:
-            self._room = trio.Event()
-            await self._room.wait()
-        self._waiting += 1
-        self._queue.put((message.unit, self.reply_later()))
+    def thread_start(self) -> None:
+        """Open the database."""
+        self._database = self._open()
 
-    async def on_stop(self) -> None:
-        """Wait until what was put before the disk is committed, and the database is closed."""
-        await self._thread_ended.wait()
-
-    async def _keep_thread(self) -> None:
-        """End the thread with the incarnation, however that ends; a fault of the thread is one of the actor."""
-        try:
-            await self._thread_ended.wait()
-        finally:
-            self._queue.put(None)
-        if self._fault is not None:
-            raise self._fault
-
-    # --- in the thread
-
-    def _commit_for_ever(self, database: apsw.Connection, token: trio.lowlevel.TrioToken) -> None:
-        fault: BaseException | None = None
-        try:
-            while batch := self._take():
-                outcomes = commit_units(database, [unit for unit, _ in batch])
-                token.run_sync_soon(self._answer, batch, outcomes)
-            checkpoint(database)
-            database.close()
-        except trio.RunFinishedError:
-            return
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the actor
-            fault = error
-        try:
-            token.run_sync_soon(self._thread_has_ended, fault)
-        except trio.RunFinishedError:
-            return
-
-    def _take(self) -> list[_Waiting]:
-        """Wait for units and return those that are there, at most BATCH_MAX; none means the end."""
-        batch: list[_Waiting] = []
-        item = self._queue.get()
-        while item is not None:
-            batch.append(item)
-            if len(batch) == BATCH_MAX:
-                return batch
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return batch
-        if batch:
-            # The end came behind units: they are committed first.
-            self._queue.put(None)
-        return batch
-
-    # --- back on the loop
-
-    def _answer(self, batch: Sequence[_Waiting], outcomes: Sequence[Outcome]) -> None:
-        self._waiting -= len(batch)
+    def thread_receive_batch(self, messages: list[Commit]) -> list[list[Any] | Refusal]:
+        """Commit the units in one transaction; each asker is answered when it is durable."""
+        assert self._database is not None  # noqa: S101 - messages come only after thread_start
+        outcomes = commit_units(self._database, [message.unit for message in messages])
         self._count(outcomes)
-        for (_, future), outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set(outcome)
-        self._room.set()
+        return [Refusal(outcome) if isinstance(outcome, Exception) else outcome for outcome in outcomes]
 
-    def _thread_has_ended(self, fault: BaseException | None) -> None:
-        self._fault = fault
-        self._thread_ended.set()
+    def thread_stop(self) -> None:
+        """Fold the write-ahead log into the database and close it."""
+        database, self._database = self._database, None
+        if database is not None:
+            try:
+                checkpoint(database)
+            finally:
+                database.close()
 
     def _count(self, outcomes: Sequence[Outcome]) -> None:
         failed = next((outcome for outcome in outcomes if isinstance(outcome, StorageError)), None)

@@ -22,7 +22,7 @@ from actors.kernel import ChildSpec, Ref, open_system
 from actors.ledger_writer import LedgerWriter, WriterFigures, commit
 from bench.measure import Goal, Report, Table, command, median, quantile
 from protocol.canonical import blake3_hex
-from protocol.entry import Entry, make_entry
+from protocol.entry import compose_entry
 from store.clock import StrictClock
 from store.database import open_writer
 from store.ledger import AppendEntry, count_entries, verify
@@ -34,8 +34,8 @@ Measured = tuple[float, list[float], float]
 """Entries a second, the seconds that each took to be acknowledged, and entries to a commit."""
 
 
-def new_entry(clock: StrictClock, producer: int) -> Entry:
-    """Make an entry like those of a call: a verdict of some 700 bytes."""
+def new_entry(clock: StrictClock, producer: int) -> AppendEntry:
+    """Make an entry like those of a call, a verdict of some 700 bytes, as a journal does."""
     key = f"calli:bench:{producer}"
     payload = {
         "tool": "read_file",
@@ -49,7 +49,7 @@ def new_entry(clock: StrictClock, producer: int) -> Entry:
         "rules_hash": _HASH,
         "input_hash": _HASH,
     }
-    return make_entry(
+    entry, text = compose_entry(
         entity_id=key,
         target="toolu_bench",
         quality="policy_verdict",
@@ -59,6 +59,7 @@ def new_entry(clock: StrictClock, producer: int) -> Entry:
         parents=[],
         payload=payload,
     )
+    return AppendEntry(entry, text)
 
 
 _HASH: Final = blake3_hex(b"bench")
@@ -70,7 +71,7 @@ def one_by_one(file: Path, seconds: float) -> Measured:
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:
         start = time.perf_counter()
-        commit_units(database, [UnitOfWork((AppendEntry(new_entry(clock, 0)),))])
+        commit_units(database, [UnitOfWork((new_entry(clock, 0),))])
         times.append(time.perf_counter() - start)
     rate = len(times) / (time.perf_counter() - began)
     database.close()
@@ -99,7 +100,7 @@ async def through_writer(file: Path, producers: int, seconds: float) -> Measured
     async def produce(writer: Ref, number: int) -> None:
         while time.perf_counter() - began < seconds:
             start = time.perf_counter()
-            await commit(writer, AppendEntry(new_entry(clock, number)))
+            await commit(writer, new_entry(clock, number))
             times.append(time.perf_counter() - start)
 
     spec = ChildSpec("ledger_writer", lambda: LedgerWriter(lambda: open_writer(file), figures))

@@ -35,8 +35,11 @@ fallbacks = Fallbacks()
 _LEAVES: Final = frozenset({str, bool, type(None)})
 
 
-def _plain(value: Any, depth: int = 0) -> bool:  # noqa: PLR0911 - one line for each kind of value
-    """Tell whether orjson gives the RFC 8785 bytes of a value; the loops are written out, since this is a hot path."""
+def is_plain(value: Any, depth: int = 0) -> bool:  # noqa: PLR0911 - one line for each kind of value
+    """Tell whether orjson gives the RFC 8785 bytes of a value: no floats, ASCII keys, exact integers and types.
+
+    The loops are written out, since this is a hot path. Raises CanonicalError for what is nested too deep.
+    """
     if depth > DEPTH_MAX:
         raise CanonicalError("$", f"nested deeper than {DEPTH_MAX} levels")
     kind = type(value)
@@ -44,17 +47,38 @@ def _plain(value: Any, depth: int = 0) -> bool:  # noqa: PLR0911 - one line for 
         for key, item in value.items():
             if type(key) is not str or not key.isascii():
                 return False
-            if type(item) not in _LEAVES and not _plain(item, depth + 1):
+            if type(item) not in _LEAVES and not is_plain(item, depth + 1):
                 return False
         return True
     if kind is list or kind is tuple:
         for item in value:  # noqa: SIM110 - a generator costs more than the walk
-            if type(item) not in _LEAVES and not _plain(item, depth + 1):
+            if type(item) not in _LEAVES and not is_plain(item, depth + 1):
                 return False
         return True
     if kind is int:
         return bool(-INTEGER_MAX <= value <= INTEGER_MAX)
     return kind in _LEAVES
+
+
+def plain_json(value: Any) -> bytes:
+    """Return the RFC 8785 bytes of a value that `is_plain`; raises CanonicalError for lone surrogates."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except (orjson.JSONEncodeError, TypeError) as error:
+        raise CanonicalError("$", str(error)) from error
+
+
+def canonical_object(members: dict[str, Any], embedded: str, canonical: bytes) -> bytes:
+    """Return the RFC 8785 bytes of an object that has, under one more key, what is canonical already.
+
+    For the one object that is made for every act: `members` has the keys in their order with None in the place of
+    `embedded`, and texts, lists of texts or None as values, which orjson writes as RFC 8785 does.
+    """
+    members[embedded] = orjson.Fragment(canonical)
+    try:
+        return orjson.dumps(members)
+    except (orjson.JSONEncodeError, TypeError) as error:
+        raise CanonicalError("$", str(error)) from error
 
 
 def canonical_json(value: Any) -> bytes:
@@ -63,11 +87,8 @@ def canonical_json(value: Any) -> bytes:
     Raises CanonicalError for what canonical JSON cannot hold: integers over 2^53-1, NaN and infinities, lone
     surrogates, keys that are not strings, values that are not JSON.
     """
-    if _plain(value):
-        try:
-            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-        except (orjson.JSONEncodeError, TypeError) as error:
-            raise CanonicalError("$", str(error)) from error
+    if is_plain(value):
+        return plain_json(value)
     fallbacks.count += 1
     try:
         return rfc8785.dumps(value)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from protocol.canonical import hash_of
+from protocol.canonical import blake3_hex, canonical_json, canonical_object, hash_of, is_plain, plain_json
 from protocol.errors import CanonicalError, LedgerError
 
 QUALITIES: Final = frozenset(
@@ -73,31 +73,8 @@ class Entry(msgspec.Struct, frozen=True):
             raise LedgerError(f"entry {self.cid} hashes to {found}")
 
 
-_LEAVES: Final = frozenset({str, int, bool, type(None)})
-
-
-def _is_plain(value: Any) -> bool:
-    """Tell at a glance that there is nothing to refuse; every entry passes here, so the loops are written out."""
-    kind = type(value)
-    if kind is dict:
-        for key, item in value.items():
-            if type(key) is not str or not key.isascii():
-                return False
-            if type(item) not in _LEAVES and not _is_plain(item):
-                return False
-        return True
-    if kind is list:
-        for item in value:  # noqa: SIM110 - a generator costs more than the walk
-            if type(item) not in _LEAVES and not _is_plain(item):
-                return False
-        return True
-    return kind in _LEAVES
-
-
 def refuse_floats(value: Any, path: str = "payload") -> None:
     """Raise CanonicalError naming the path where `value` holds a float or a key that is not ASCII."""
-    if _is_plain(value):
-        return
     if isinstance(value, float):
         raise CanonicalError(path, "the ledger holds no floats")
     if isinstance(value, dict):
@@ -110,7 +87,7 @@ def refuse_floats(value: Any, path: str = "payload") -> None:
             refuse_floats(item, f"{path}[{index}]")
 
 
-def make_entry(
+def compose_entry(
     *,
     entity_id: str,
     target: str,
@@ -121,22 +98,42 @@ def make_entry(
     parents: list[str],
     payload: dict[str, Any],
     tags: list[str] | None = None,
-) -> Entry:
-    """Return the entry with its CID; raises LedgerError for an unknown quality, CanonicalError for the rest."""
+) -> tuple[Entry, str]:
+    """Return the entry with its CID, and its payload as canonical text, which is what its row holds.
+
+    Raises LedgerError for an unknown quality, CanonicalError for what canonical JSON or the ledger cannot hold.
+    """
     if quality not in QUALITIES:
         raise LedgerError(f"{quality!r} is not a quality of the ledger")
-    refuse_floats(payload)
-    fields: dict[str, Any] = {
-        "entity_id": entity_id,
-        "target": target,
-        "quality": quality,
-        "timestamp": timestamp,
-        "source": source,
-        "actor": actor,
-        "parents": parents,
-        "tags": tags or [],
-        "payload": payload,
-        "proof": None,
-        "envelope": None,
-    }
-    return Entry(cid=hash_of(fields), **fields)
+    if is_plain(payload):
+        text = plain_json(payload)
+    else:
+        refuse_floats(payload)
+        text = canonical_json(payload)
+    tags = tags or []
+    preimage = canonical_object(
+        {
+            "actor": actor,
+            "entity_id": entity_id,
+            "envelope": None,
+            "parents": parents,
+            "payload": None,
+            "proof": None,
+            "quality": quality,
+            "source": source,
+            "tags": tags,
+            "target": target,
+            "timestamp": timestamp,
+        },
+        "payload",
+        text,
+    )
+    cid = blake3_hex(preimage)
+    entry = Entry(cid, entity_id, target, quality, timestamp, source, actor, parents, tags, payload)
+    return entry, text.decode()
+
+
+def make_entry(**fields: Any) -> Entry:
+    """Return the entry that `compose_entry` makes of the same fields."""
+    entry, _ = compose_entry(**fields)
+    return entry

@@ -25,9 +25,13 @@ _IN_PAYLOAD = "CASE WHEN json_valid(payload) THEN json_extract(payload, '$.{}') 
 
 @dataclass(frozen=True, slots=True)
 class AppendEntry:
-    """Append an entry; appending the same one again changes nothing."""
+    """Append an entry; appending the same one again changes nothing.
+
+    `payload` is the canonical text of the entry's payload, where whoever made the entry has it at hand.
+    """
 
     entry: Entry
+    payload: str | None = None
 
     def apply(self, database: apsw.Connection) -> None:
         """Insert the row."""
@@ -44,7 +48,7 @@ class AppendEntry:
                 entry.actor,
                 _text(entry.parents) if entry.parents else "[]",
                 _text(entry.tags) if entry.tags else "[]",
-                _text(entry.payload),
+                _text(entry.payload) if self.payload is None else self.payload,
                 None if entry.proof is None else _text(entry.proof),
                 None if entry.envelope is None else _text(entry.envelope),
             ),

@@ -1,13 +1,13 @@
 """What must be true together is committed together.
 
 A `Write` is a small record that knows its SQL. A `UnitOfWork` is a tuple of them: all or nothing. The ledger writer
-commits many units in one transaction (group commit); each stands in its own savepoint, so that one refused unit
-takes no other with it.
+commits many units in one transaction (group commit); one refused unit takes no other with it. A write may be
+applied twice before it is committed (the first time is then undone), so it keeps nothing of what it did.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -59,17 +59,29 @@ def commit_units(database: apsw.Connection, units: Sequence[UnitOfWork]) -> list
     When this returns a list for a unit, its writes survive a power cut. A failure of the disk makes every outcome a
     StorageError: nothing of the batch is in the database then.
     """
-    outcomes: list[Outcome] = []
     try:
-        database.execute("BEGIN IMMEDIATE")
-        outcomes.extend(_apply(database, unit) for unit in units)
-        database.execute("COMMIT")
+        try:
+            return _transact(database, units, lambda unit: [write.apply(database) for write in unit.writes])
+        except _OF_THE_DISK:
+            raise
+        except Exception:  # noqa: BLE001 - the fault of some unit, which the second round finds
+            # Savepoints cost as much as a small write, and a refused unit is rare: they are set only once there is one.
+            database.execute("ROLLBACK")
+            return _transact(database, units, lambda unit: _apply(database, unit))
     except apsw.Error as error:
         if not database.get_autocommit():
             database.execute("ROLLBACK")
         failure = StorageError(f"the database did not take a commit: {error}; check free space and the disk")
         failure.__cause__ = error
         return [failure for _ in units]
+
+
+def _transact(
+    database: apsw.Connection, units: Sequence[UnitOfWork], apply: Callable[[UnitOfWork], Outcome]
+) -> list[Outcome]:
+    database.execute("BEGIN IMMEDIATE")
+    outcomes = [apply(unit) for unit in units]
+    database.execute("COMMIT")
     return outcomes
 
 

@@ -19,6 +19,7 @@ from actors.kernel.errors import (
     RestartIntensityError,
     RootFailedError,
     SupervisionError,
+    ThreadStuckError,
     TooManyChildrenError,
     UnknownChildError,
 )
@@ -27,7 +28,9 @@ from actors.kernel.ref import Ref
 from actors.kernel.signals import Down, Exit, ExitKind, ExitReason
 from actors.kernel.supervisor import Supervisor
 from actors.kernel.system import DeadLetter, DeadLetters, System, open_system, run
+from actors.kernel.thread_actor import ThreadActor
 from actors.kernel.tree import TreeNode
+from actors.kernel.worker import ThreadWorker, Worker
 
 __all__ = [
     "Actor",
@@ -65,9 +68,13 @@ __all__ = [
     "Supervisor",
     "SupervisorRef",
     "System",
+    "ThreadActor",
+    "ThreadStuckError",
+    "ThreadWorker",
     "TooManyChildrenError",
     "TreeNode",
     "UnknownChildError",
+    "Worker",
     "open_system",
     "run",
 ]

@@ -175,3 +175,9 @@ class Actor(PykkaActor):
 
     async def _end(self, *, brutal: bool) -> None:
         """End what this incarnation started, before its hooks run."""
+
+    def _finish(self) -> None:
+        """Let go of what outlives the task, when everything else has ended; without a checkpoint."""
+
+    def _give_up(self) -> None:
+        """Stop waiting for what cannot be ended from within the loop."""

@@ -17,6 +17,7 @@ Exception
         ├── TooManyChildrenError    the supervisor is at `max_children`
         ├── RestartIntensityError   more restarts than allowed: the supervisor gives up
         ├── ChildStuckError         a child ended neither on request nor on cancellation
+        │   └── ThreadStuckError    its thread did not return; the system ends without it
         └── RootFailedError         the root of the tree failed; the system has stopped
 """
 
@@ -39,6 +40,7 @@ __all__ = [
     "RestartIntensityError",
     "RootFailedError",
     "SupervisionError",
+    "ThreadStuckError",
     "TooManyChildrenError",
     "UnknownChildError",
 ]
@@ -151,6 +153,10 @@ class ChildStuckError(SupervisionError):
         )
         self.address = address
         self.waited_s = waited_s
+
+
+class ThreadStuckError(ChildStuckError):
+    """The function that runs in the thread of an actor does not return: the system ends without it."""
 
 
 class RootFailedError(SupervisionError):

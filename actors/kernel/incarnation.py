@@ -32,6 +32,7 @@ class Incarnation:
 
     __slots__ = (
         "actor",
+        "batch",
         "begun_at",
         "boot_scope",
         "current",
@@ -64,6 +65,7 @@ class Incarnation:
         self.tasks: set[trio.CancelScope] | None = None
         self.current: Envelope | None = None
         self.begun_at = 0.0  # when the current message was taken
+        self.batch: list[Future | None] | None = None  # who waits for the messages that are handled together
         self.pending: set[Future] | None = None
         self.fault: BaseException | None = None
         self.killed = False
@@ -174,8 +176,7 @@ class Incarnation:
         """End children, tasks and hooks, in this order, and return the reason."""
         self.phase = "stopping"
         actor = self.actor
-        if self.current is not None and self.current.reply_to is not None:
-            self.current.reply_to.orphan(dead_error(self.ref.path, self.fault))
+        self._orphan_current()
         if actor.drains:
             with trio.CancelScope() as self.scope:
                 if self.killed:
@@ -235,10 +236,11 @@ class Incarnation:
     def _finish(self, reason: ExitReason) -> None:
         """Answer, report and announce, without a checkpoint: nobody sees a half-ended incarnation."""
         ref = self.ref
-        if self.current is not None and self.current.reply_to is not None:
-            self.current.reply_to.orphan(dead_error(ref.path, self.fault))
+        self._orphan_current()
         for future in list(self.pending or ()):
             future.orphan(dead_error(ref.path, self.fault))
+        self.actor._finish()  # noqa: SLF001  # the kernel's half of the hooks
+        self.phase = "ended"
         ref.incarnation = None
         if ref.condition != "dead":  # buried while it would not end
             ref.condition = "waiting"
@@ -257,6 +259,15 @@ class Incarnation:
             self.started.orphan(error)
         if self.ended is not None:
             self.ended.set()
+
+    def _orphan_current(self) -> None:
+        """Answer for what was in work when the incarnation ended."""
+        if self.current is not None and self.current.reply_to is not None:
+            self.current.reply_to.orphan(dead_error(self.ref.path, self.fault))
+        for future in self.batch or ():
+            if future is not None:
+                future.orphan(dead_error(self.ref.path, self.fault))
+        self.batch = None
 
     async def wait_ended(self) -> None:
         """Wait until nothing of this incarnation runs."""
@@ -279,6 +290,10 @@ class Incarnation:
         if self.phase != "stopping":
             self.ref.mailbox.put_control(STOP, first=True)
             self.scope.cancel()
+
+    def give_up(self) -> None:
+        """Let go of a thread that does not return, because the system ends."""
+        self.actor._give_up()  # noqa: SLF001  # the kernel's half of a kill
 
     def interrupt(self) -> None:
         """Break off a supervisor's wait for a child to start, because it was asked to stop."""
@@ -351,6 +366,41 @@ class Incarnation:
         self.pending.add(future)
         future._on_settled = self._settled  # noqa: SLF001  # the two classes are one mechanism
         return future
+
+    def take_batch(self, size_max: int) -> list[Any]:
+        """Return the current message, if there is one, and those that wait behind it, `size_max` in all.
+
+        `answer_batch` answers them; if the incarnation ends first their askers get ActorDeadError.
+        """
+        messages: list[Any] = []
+        self.batch = []
+        envelope = self.current
+        if envelope is not None:
+            messages.append(envelope.message)
+            self.batch.append(envelope.reply_to)
+            envelope.reply_to = None
+        mailbox = self.ref.mailbox
+        lane = mailbox.lane
+        while lane and len(messages) < size_max:
+            envelope = lane.popleft()
+            future = envelope.reply_to
+            if future is None or not future.done:
+                messages.append(envelope.message)
+                self.batch.append(future)
+        if mailbox.waiting:
+            mailbox.admit()
+        return messages
+
+    def answer_batch(self, answers: list[Any]) -> None:
+        """Answer the messages of `take_batch`, in order; a Refusal is raised at its asker."""
+        batch, self.batch = self.batch or [], None
+        for future, answer in zip(batch, answers, strict=True):
+            if future is None:
+                continue
+            if type(answer) is Refusal:
+                future.set_exception(answer.exception)
+            else:
+                future.set(answer)
 
     def _settled(self, future: Future) -> None:
         if self.pending is not None:

@@ -19,6 +19,7 @@ from actors.kernel.mailbox import Future
 from actors.kernel.ref import Ref
 from actors.kernel.signals import ChildExited, ExitKind, ExitReason
 from actors.kernel.tree import TreeNode, snapshot
+from actors.kernel.worker import ThreadWorker, Worker
 
 __all__ = ["DeadLetter", "DeadLetters", "System", "open_system", "run"]
 
@@ -63,8 +64,9 @@ class System:
 
     root: Ref
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, make_worker: Callable[[str], Worker]) -> None:
         self.rng = rng
+        self.make_worker = make_worker
         self.dead_letters = DeadLetters()
         self.thread_id = threading.get_ident()
         self.nursery: trio.Nursery
@@ -79,7 +81,7 @@ class System:
         self._ended = trio.Event()
         self.ready = trio.Event()  # the root started, or did not
         self.fatal: BaseException | None = None
-        self.stuck: list[str] = []  # paths of actors that would not end
+        self._stuck: list[Incarnation] = []  # those that would not end
 
     @property
     def supervisor(self) -> SupervisorRef:
@@ -87,6 +89,11 @@ class System:
         if not isinstance(self.root, SupervisorRef):
             raise TypeError("the root of this system is not a supervisor; use root")
         return self.root
+
+    @property
+    def stuck(self) -> list[str]:
+        """Paths of the actors that were told to end, cancelled, and still run."""
+        return [incarnation.ref.path for incarnation in self._stuck if incarnation.phase != "ended"]
 
     def tree(self) -> TreeNode:
         """Return a snapshot of every actor, root first."""
@@ -161,7 +168,7 @@ class System:
                 await incarnation.wait_ended()
         if ref.incarnation is incarnation:
             incarnation.stuck = True
-            self.stuck.append(ref.path)
+            self._stuck.append(incarnation)
             raise ChildStuckError(ref.path, KILL_GRACE_S)
 
     def report_exit(self, exited: ChildExited) -> None:
@@ -211,6 +218,8 @@ class System:
                     self._ended.set()
                 self.ready.set()
                 await self._ended.wait()
+                for incarnation in self._stuck:
+                    incarnation.give_up()
         guard.cancel()
 
     async def _start_root(self, spec: ChildSpec) -> None:
@@ -244,15 +253,21 @@ class System:
 
 
 @asynccontextmanager
-async def open_system(root: ChildSpec, *, rng: random.Random | None = None) -> AsyncIterator[System]:
+async def open_system(
+    root: ChildSpec,
+    *,
+    rng: random.Random | None = None,
+    workers: Callable[[str], Worker] = ThreadWorker,
+) -> AsyncIterator[System]:
     """Run a tree of actors for the length of an `async with`, which begins once the root's `on_start` returned.
 
     Leaving the block, raising in it, or cancelling it from outside stops the tree in reverse start order, each child
     within its own deadline. If the root ends by itself the block is cancelled. Raises ChildStartError when the root
     does not start, RootFailedError when it crashed, and a KeyboardInterrupt or SystemExit of any actor.
-    `rng` gives the jitter of restarts; pass a seeded one where runs must repeat.
+    `rng` gives the jitter of restarts, `workers` makes the thread of an actor by its name; pass others where runs
+    must repeat.
     """
-    system = System(rng or random.Random())
+    system = System(rng or random.Random(), workers)
     body_error: BaseException | None = None
     async with trio.open_nursery() as guard:
         try:

@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from actors.kernel import ChildSpec, Ref, open_system
-from actors.ledger_writer import BATCH_MAX, LedgerWriter, WriterFigures, commit
+from actors.ledger_writer import LedgerWriter, WriterFigures, commit
 from store.board import Post, PostBoard, last_posts
 from store.database import StorageError, open_reader, open_writer
 from store.unit_of_work import ConflictError
@@ -106,12 +106,12 @@ async def test_no_more_than_a_batch_shares_a_commit(tmp_path: Path):
             stalled = Stalled()
             nursery.start_soon(commit, desk.writer, stalled)
             await at_the_disk(stalled)
-            for number in range(BATCH_MAX + 1):
+            for number in range(LedgerWriter.batch_max + 1):
                 nursery.start_soon(commit, desk.writer, post(str(number)))
             await trio.testing.wait_all_tasks_blocked()
             stalled.release.set()
         assert desk.figures.commits == 3
-        assert sorted(desk.posts, key=int) == [str(number) for number in range(BATCH_MAX + 1)]
+        assert sorted(desk.posts, key=int) == [str(number) for number in range(LedgerWriter.batch_max + 1)]
 
 
 async def test_nobody_is_answered_before_it_is_on_the_disk_and_the_loop_goes_on_meanwhile(tmp_path: Path):
