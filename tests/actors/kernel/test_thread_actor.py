@@ -116,7 +116,15 @@ async def test_its_crash_is_reported_and_a_fresh_object_serves_what_waited():
             ref.tell("waited")
             stall.release.set()
         assert isinstance(causes[0], ValueError)
-    assert [item for item in log if isinstance(item, str)] == ["start", "stop", "start", "waited", "stop"]
+        await ref.ask("last")
+    assert [item for item in log if isinstance(item, str)] == [
+        "start",
+        "stop",
+        "start",
+        "waited",
+        "last",
+        "stop",
+    ]
     assert "told to crash" in str(downs[0].reason)
 
 
