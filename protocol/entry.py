@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from protocol.canonical import blake3_hex, canonical_json, canonical_object, hash_of, is_plain, plain_json
+from protocol.canonical import blake3_hex, canonical_json, canonical_object, flat_json, hash_of
 from protocol.errors import CanonicalError, LedgerError
 
 QUALITIES: Final = frozenset(
@@ -105,9 +105,8 @@ def compose_entry(
     """
     if quality not in QUALITIES:
         raise LedgerError(f"{quality!r} is not a quality of the ledger")
-    if is_plain(payload):
-        text = plain_json(payload)
-    else:
+    text = flat_json(payload)
+    if text is None:
         refuse_floats(payload)
         text = canonical_json(payload)
     tags = tags or []

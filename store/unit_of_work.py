@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import apsw
 
 from protocol.errors import AgentRunnerError
-from store.database import StorageError
+from store.database import BUSY_TIMEOUT_MS, StorageError
 
 
 class Write(Protocol):
@@ -59,33 +59,65 @@ def commit_units(database: apsw.Connection, units: Sequence[UnitOfWork]) -> list
     When this returns a list for a unit, its writes survive a power cut. A failure of the disk makes every outcome a
     StorageError: nothing of the batch is in the database then.
     """
+    return finish_units(database, begin_units(database, units))
+
+
+def begin_units(
+    database: apsw.Connection, units: Sequence[UnitOfWork], *, wait_s: float = BUSY_TIMEOUT_MS / 1000
+) -> list[Outcome]:
+    """Do the first half of `commit_units`, which changes memory only: open a transaction and apply the units in it.
+
+    `finish_units` takes what this returns and makes it durable. Waits `wait_s` seconds where another process is
+    writing; where that is not enough, as after every failure of the disk, no transaction is open.
+    """
     try:
         try:
-            return _transact(database, units, lambda unit: [write.apply(database) for write in unit.writes])
+            return _begin(database, units, wait_s, _writes)
         except _OF_THE_DISK:
             raise
         except Exception:  # noqa: BLE001 - the fault of some unit, which the second round finds
-            # Savepoints cost as much as a small write, and a refused unit is rare: they are set only once there is one.
+            # Savepoints cost as much as a small write, and a refused unit is rare: they are set once there is one.
             database.execute("ROLLBACK")
-            return _transact(database, units, lambda unit: _apply(database, unit))
+            return _begin(database, units, wait_s, _writes_or_none)
     except apsw.Error as error:
-        if not database.get_autocommit():
-            database.execute("ROLLBACK")
-        failure = StorageError(f"the database did not take a commit: {error}; check free space and the disk")
-        failure.__cause__ = error
-        return [failure for _ in units]
+        return _failed(database, error, len(units))
 
 
-def _transact(
-    database: apsw.Connection, units: Sequence[UnitOfWork], apply: Callable[[UnitOfWork], Outcome]
-) -> list[Outcome]:
-    database.execute("BEGIN IMMEDIATE")
-    outcomes = [apply(unit) for unit in units]
-    database.execute("COMMIT")
+def finish_units(database: apsw.Connection, outcomes: list[Outcome]) -> list[Outcome]:
+    """Do the second half of `commit_units`: wait for the disk, and return what came of each unit."""
+    if database.get_autocommit():
+        return outcomes
+    try:
+        database.execute("COMMIT")
+    except apsw.Error as error:
+        return _failed(database, error, len(outcomes))
     return outcomes
 
 
-def _apply(database: apsw.Connection, unit: UnitOfWork) -> Outcome:
+def _failed(database: apsw.Connection, error: apsw.Error, units: int) -> list[Outcome]:
+    if not database.get_autocommit():
+        database.execute("ROLLBACK")
+    failure = StorageError(f"the database did not take a commit: {error}; check free space and the disk")
+    failure.__cause__ = error
+    return [failure] * units
+
+
+def _begin(
+    database: apsw.Connection,
+    units: Sequence[UnitOfWork],
+    wait_s: float,
+    apply: Callable[[apsw.Connection, UnitOfWork], Outcome],
+) -> list[Outcome]:
+    database.set_busy_timeout(int(wait_s * 1000))
+    database.execute("BEGIN IMMEDIATE")
+    return [apply(database, unit) for unit in units]
+
+
+def _writes(database: apsw.Connection, unit: UnitOfWork) -> Outcome:
+    return [write.apply(database) for write in unit.writes]
+
+
+def _writes_or_none(database: apsw.Connection, unit: UnitOfWork) -> Outcome:
     database.execute("SAVEPOINT unit")
     try:
         results = [write.apply(database) for write in unit.writes]

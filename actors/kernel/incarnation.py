@@ -374,19 +374,22 @@ class Incarnation:
         """
         messages: list[Any] = []
         self.batch = []
-        envelope = self.current
-        if envelope is not None:
-            messages.append(envelope.message)
-            self.batch.append(envelope.reply_to)
-            envelope.reply_to = None
         mailbox = self.ref.mailbox
         lane = mailbox.lane
-        while lane and len(messages) < size_max:
+        envelope = self.current
+        while True:
+            if envelope is not None:
+                future = envelope.reply_to
+                if future is None or not future.done:
+                    if self.current is None:
+                        self.current = envelope
+                        self.begun_at = self.ref.system.now()
+                    envelope.reply_to = None
+                    messages.append(envelope.message)
+                    self.batch.append(future)
+            if not lane or len(messages) >= size_max:
+                break
             envelope = lane.popleft()
-            future = envelope.reply_to
-            if future is None or not future.done:
-                messages.append(envelope.message)
-                self.batch.append(future)
         if mailbox.waiting:
             mailbox.admit()
         return messages
@@ -394,6 +397,7 @@ class Incarnation:
     def answer_batch(self, answers: list[Any]) -> None:
         """Answer the messages of `take_batch`, in order; a Refusal is raised at its asker."""
         batch, self.batch = self.batch or [], None
+        self.current = None
         for future, answer in zip(batch, answers, strict=True):
             if future is None:
                 continue

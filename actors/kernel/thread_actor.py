@@ -33,7 +33,7 @@ class ThreadActor(Actor):
     """
 
     # How many waiting messages are handed to the thread together, as one list.
-    batch_max: ClassVar[int] = 1
+    batch_max: int = 1
     cleans_up: ClassVar[bool] = True
     _worker: Worker | None = None
     _task: Task | None = None
@@ -42,7 +42,7 @@ class ThreadActor(Actor):
         super().__init_subclass__(**kwargs)
         cls.cleans_up = True
 
-    # -- hooks, all of them called in the thread -------------------------------------------------------------------
+    # -- hooks; those called thread_… run in the thread ------------------------------------------------------------
 
     def thread_start(self) -> None:
         """Prepare the incarnation, as `on_start` does."""
@@ -57,6 +57,13 @@ class ThreadActor(Actor):
         Raising ends the incarnation and leaves every asker of the batch with ActorDeadError.
         """
         return [self.thread_receive(message) for message in messages]
+
+    def batch_job(self, messages: list[Any]) -> Callable[[], list[Any]]:
+        """Return what the thread is to run for a batch; called on the loop.
+
+        Override it to do there what needs no waiting: a thread that computes fights with the loop for Python's lock.
+        """
+        return partial(self.thread_receive_batch, messages)
 
     def thread_stop(self) -> None:
         """Clean up after an orderly stop or a crash, of `thread_start` too; not called after a kill."""
@@ -79,9 +86,25 @@ class ThreadActor(Actor):
             await self._hand_over()
 
     async def _hand_over(self) -> None:
+        """Hand over what waits, and go on as long as more waits and no signal does.
+
+        The next batch goes to the thread when the one before is answered, without a turn of the loop between: the
+        thread then works on it while those who were answered get their turn.
+        """
         incarnation = self._require_incarnation()
-        messages = incarnation.take_batch(self.batch_max)
-        await self._in_thread(partial(self.thread_receive_batch, messages), incarnation.answer_batch)
+        mailbox = incarnation.ref.mailbox
+
+        def next_job() -> Callable[[], list[Any]] | None:
+            messages = incarnation.take_batch(self.batch_max)
+            return self.batch_job(messages) if messages else None
+
+        def answer(answers: list[Any]) -> Callable[[], list[Any]] | None:
+            incarnation.answer_batch(answers)
+            return next_job() if mailbox.lane and not mailbox.control else None
+
+        first = next_job()
+        if first is not None:
+            await self._in_thread(first, answer)
 
     async def on_stop(self) -> None:
         """Have the thread clean up."""
@@ -107,10 +130,13 @@ class ThreadActor(Actor):
             reschedule(task, outcome.Error(ThreadStuckError(self.ref.path, KILL_GRACE_S)))
 
     async def _in_thread(
-        self, job: Callable[[], Any], answer: Callable[[list[Any]], None] | None = None
+        self,
+        job: Callable[[], Any],
+        go_on: Callable[[Any], Callable[[], Any] | None] = lambda _result: None,
     ) -> None:
-        """Run `job` in the thread and wait for its end; `answer` gets what it returned, without another turn."""
-        if self._worker is None:
+        """Run `job` in the thread, then what `go_on` makes of its result, and wait until that is nothing."""
+        worker = self._worker
+        if worker is None:
             return  # the thread was never started: there is nothing to clean up
         await checkpoint_if_cancelled()
         task = self._task = current_task()
@@ -118,13 +144,18 @@ class ThreadActor(Actor):
         def done(result: outcome.Outcome[Any]) -> None:
             if self._task is not task:
                 return  # given up
+            try:
+                following = go_on(result.value) if isinstance(result, outcome.Value) else None
+            except BaseException as exception:  # noqa: BLE001  # it is raised in the actor, whose fault it is
+                following, result = None, outcome.Error(exception)
+            if following is not None:
+                worker.submit(following, done)
+                return
             self._task = None
-            if answer is not None and isinstance(result, outcome.Value):
-                answer(result.value)
             reschedule(task, result)
 
         def abort(_raise_cancel: RaiseCancelT) -> Abort:
             return Abort.FAILED
 
-        self._worker.submit(job, done)
+        worker.submit(job, done)
         await wait_task_rescheduled(abort)

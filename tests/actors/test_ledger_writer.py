@@ -14,8 +14,9 @@ import pytest
 import trio
 import trio.testing
 
+from actors import ledger_writer
 from actors.kernel import ChildSpec, Ref, open_system
-from actors.ledger_writer import LedgerWriter, WriterFigures, commit
+from actors.ledger_writer import BATCH_FAST, BATCH_SLOW, LedgerWriter, WriterFigures, commit
 from store.board import Post, PostBoard, last_posts
 from store.database import StorageError, open_reader, open_writer
 from store.unit_of_work import ConflictError
@@ -58,14 +59,19 @@ def post(text: str) -> PostBoard:
 
 @dataclass
 class Stalled:
-    """A write that holds the disk until it is let go."""
+    """A write whose commit takes until it is let go."""
 
     reached: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
 
-    def apply(self, _database: apsw.Connection) -> str:
-        self.reached.set()
-        assert self.release.wait(20)
+    def apply(self, database: apsw.Connection) -> str:
+        def hold() -> bool:
+            database.set_commit_hook(None)
+            self.reached.set()
+            assert self.release.wait(20)
+            return False
+
+        database.set_commit_hook(hold)
         return "went on"
 
 
@@ -93,25 +99,47 @@ async def test_units_that_arrive_during_a_commit_share_the_next_one(tmp_path: Pa
             stalled = Stalled()
             nursery.start_soon(commit, desk.writer, stalled)
             await at_the_disk(stalled)
-            for number in range(64):
+            for number in range(20):
                 nursery.start_soon(commit, desk.writer, post(str(number)))
             await trio.testing.wait_all_tasks_blocked()
             stalled.release.set()
-        assert (desk.figures.units, desk.figures.commits, desk.figures.failing) == (65, 2, None)
+        assert (desk.figures.units, desk.figures.commits, desk.figures.failing) == (21, 2, None)
 
 
-async def test_no_more_than_a_batch_shares_a_commit(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("slow_s", "batch_max"), [(0.0, BATCH_SLOW), (1000.0, BATCH_FAST)], ids=["slow disk", "fast disk"]
+)
+async def test_no_more_than_a_batch_shares_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_s: float, batch_max: int
+):
+    monkeypatch.setattr(ledger_writer, "SLOW_S", slow_s)
     async with open_desk(tmp_path / "a.db") as desk:
         async with trio.open_nursery() as nursery:
             stalled = Stalled()
             nursery.start_soon(commit, desk.writer, stalled)
             await at_the_disk(stalled)
-            for number in range(LedgerWriter.batch_max + 1):
+            for number in range(batch_max + 1):
                 nursery.start_soon(commit, desk.writer, post(str(number)))
             await trio.testing.wait_all_tasks_blocked()
             stalled.release.set()
         assert desk.figures.commits == 3
-        assert sorted(desk.posts, key=int) == [str(number) for number in range(LedgerWriter.batch_max + 1)]
+        assert sorted(desk.posts, key=int) == [str(number) for number in range(batch_max + 1)]
+
+
+async def test_a_batch_waits_in_the_thread_while_another_process_writes(tmp_path: Path):
+    path = tmp_path / "a.db"
+    async with open_desk(path) as desk:
+        other = apsw.Connection(str(path))
+        other.execute("BEGIN IMMEDIATE")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(commit, desk.writer, post("patient"))
+            for _ in range(10):
+                await trio.sleep(0.01)  # the loop goes on
+            assert desk.posts == []
+            other.execute("ROLLBACK")
+        assert desk.posts == ["patient"]
+        assert desk.figures.failing is None
+        other.close()
 
 
 async def test_nobody_is_answered_before_it_is_on_the_disk_and_the_loop_goes_on_meanwhile(tmp_path: Path):

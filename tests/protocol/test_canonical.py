@@ -8,7 +8,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.canonical import DEPTH_MAX, INTEGER_MAX, canonical_json, fallbacks, hash_of
+from protocol.canonical import DEPTH_MAX, INTEGER_MAX, canonical_json, fallbacks, flat_json, hash_of
 from protocol.errors import CanonicalError
 
 leaves = (
@@ -33,6 +33,24 @@ def test_fast_path_gives_the_bytes_of_the_strict_library(value: Any) -> None:
             canonical_json(value)
         return
     assert canonical_json(value) == expected
+
+
+@settings(max_examples=200)
+@given(
+    st.dictionaries(st.text() | st.sampled_from("abc"), leaves | st.integers() | st.lists(leaves, max_size=1))
+)
+def test_flat_path_gives_the_bytes_of_the_strict_library_or_leaves_it_to_the_others(
+    value: dict[str, Any],
+) -> None:
+    found = flat_json(value)
+    if found is None:
+        simple = all(type(item) in (str, bool, int, type(None)) for item in value.values())
+        small = all(type(item) is not int or abs(item) <= INTEGER_MAX for item in value.values())
+        ascii_only = all(text.isascii() for text in [*value, *value.values()] if isinstance(text, str))
+        assert not (simple and small and ascii_only)
+    else:
+        assert found == rfc8785.dumps(value)
+        assert not any(isinstance(item, float) for item in value.values())
 
 
 @pytest.mark.parametrize(

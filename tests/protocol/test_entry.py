@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.entry import make_entry, refuse_floats
+from protocol.canonical import canonical_json, hash_of
+from protocol.entry import compose_entry, make_entry, refuse_floats
 from protocol.errors import CanonicalError
 from protocol.tiers import Tier
 
@@ -55,3 +56,33 @@ def test_entry_with_a_float_is_never_made():
             parents=[],
             payload={"usage": [1, 2.0]},
         )
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+@given(
+    st.dictionaries(KEYS, LEAVES | st.lists(st.integers(), max_size=2)), st.lists(TEXTS, max_size=2), TEXTS
+)
+def test_an_entry_is_identified_by_the_canonical_form_of_its_fields(payload, parents, text):
+    fields = {
+        "entity_id": text,
+        "target": text,
+        "quality": "turn",
+        "timestamp": "2026-11-22T00:00:00.000000Z",
+        "source": text,
+        "actor": text,
+        "parents": parents,
+        "payload": payload,
+    }
+    try:
+        refuse_floats(payload)
+        expected = hash_of({**fields, "tags": [], "proof": None, "envelope": None})
+    except CanonicalError:
+        with pytest.raises(CanonicalError):
+            compose_entry(**fields)
+        return
+    entry, kept = compose_entry(**fields)
+    assert entry.cid == expected
+    assert kept == canonical_json(payload).decode()
+    entry.verify()
