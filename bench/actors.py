@@ -10,6 +10,8 @@ both sides reused, no timeout on either side. `idle` is resident memory at COUNT
 starting those one after the other (for an actor: until `on_start` has returned), `stop` the time to end all of them
 in order.
 
+Where Erlang is installed (`erl` and `erlc`) a gen_server under a supervisor stands beside them.
+
 Of the kernel alone: a crash until the next answer (first restart, which is not delayed), the ordered stop under a
 plain supervisor (strictly one after the other, in reverse) beside a dynamic one, and resident memory over many
 spawns and stops.
@@ -21,10 +23,14 @@ import argparse
 import asyncio
 import gc
 import logging
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -40,6 +46,8 @@ THREADS: Final = 1_000
 """Threads do not go as far as tasks do."""
 BURST: Final = 100
 ROUNDS: Final = 3
+GROWTH_KIB: Final = 512
+"""What counts as flat memory: half a byte for each actor of a million that came and went."""
 
 Figures = dict[str, Any]
 
@@ -184,7 +192,7 @@ async def crashes(*, quick: bool) -> Figures:
 
 async def churn(*, quick: bool) -> Figures:
     """Spawn and stop many actors and look at memory on the way."""
-    rounds, each = (4, 200) if quick else (10, 20_000)
+    rounds, each = (4, 200) if quick else (10, 100_000)
     residents = []
     async with open_system(ChildSpec("root", Root)) as system:
         many = system.supervisor.supervisor("many")
@@ -277,6 +285,21 @@ async def queues(*, quick: bool) -> Figures:
     return _figures(tell, times, spawn, idle, time.perf_counter() - began, count)
 
 
+def erlang(*, quick: bool) -> Figures:
+    """Measure a gen_server under a supervisor, where Erlang is installed: its memory is what Erlang itself says."""
+    with tempfile.TemporaryDirectory(prefix="agent-runner-bench-") as folder:
+        subprocess.run(["erlc", "-o", folder, str(ERLANG)], check=True, capture_output=True)  # noqa: S607
+        numbers = [str(number) for number in sizes(quick=quick)]
+        done = subprocess.run(
+            ["erl", "-noshell", "-pa", folder, "-run", "contender", "main", *numbers],  # noqa: S607
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
+    figures: Figures = orjson.loads(done.stdout)
+    return figures
+
+
 def _settled_kib() -> int:
     gc.collect()
     return resident_kib()
@@ -305,6 +328,7 @@ PARTS: Final[dict[str, Callable[[bool], Figures]]] = {
     "kernel": _in_trio(kernel),
     "threads": lambda quick: threads(quick=quick),
     "queues": lambda quick: asyncio.run(queues(quick=quick)),
+    "erlang": lambda quick: erlang(quick=quick),
     "crashes": _in_trio(crashes),
     "churn": _in_trio(churn),
 }
@@ -314,17 +338,22 @@ LABELS: Final = {
     "threads": "pykka ThreadingActor",
     "queues": "asyncio.Queue actor",
 }
+ERLANG: Final = Path(__file__).with_name("contender.erl")
+ERLANG_LABEL: Final = "(Erlang gen_server)"
 
 
 def measure(*, quick: bool) -> Report:
     """Measure every contender, in rounds since a machine has its moods, then what only a supervised actor does."""
+    labels = dict(LABELS)
+    if shutil.which("erl") and shutil.which("erlc"):
+        labels["erlang"] = ERLANG_LABEL
     rounds = [
-        {part: run_part("bench.actors", part, quick=quick) for part in LABELS}
+        {part: run_part("bench.actors", part, quick=quick) for part in labels}
         for _ in range(1 if quick else ROUNDS)
     ]
     found: dict[str, Figures] = {
         part: {name: median([one[part][name] for one in rounds]) for name in rounds[0][part]}
-        for part in LABELS
+        for part in labels
     }
     base, ours = found["channels"], found["kernel"]
     rows = [
@@ -336,10 +365,11 @@ def measure(*, quick: bool) -> Report:
             one["ask_p99"],
             f"{one['ask_p50'] / base['ask_p50']:.1f}x",
             one["spawn"],
+            f"{one['spawn'] / base['spawn']:.1f}x",
             one["idle"],
             f"{figure(one['stop_s'])} ({one['count']:,})",
         ]
-        for label, one in ((label, found[part]) for part, label in LABELS.items())
+        for label, one in ((label, found[part]) for part, label in labels.items())
     ]
     columns = [
         "",
@@ -349,6 +379,7 @@ def measure(*, quick: bool) -> Report:
         "p99 µs",
         "to baseline",
         "spawn µs",
+        "to baseline",
         "KiB idle",
         "stop s",
     ]
@@ -373,6 +404,9 @@ def measure(*, quick: bool) -> Report:
             Goal("spawn", ours["spawn"], 60, "µs"),
             Goal("crash to next answer, p50", crash["p50_ms"], 0.2, "ms"),
             Goal(f"ordered stop of {ours['count']:,}", ours["stop_s"], 0.8, "s"),
+            Goal(
+                f"growth over {churned['spawned']:,} spawns and stops", churned["growth"], GROWTH_KIB, "KiB"
+            ),
         ],
     )
 
