@@ -40,13 +40,15 @@ class Actor(PykkaActor):
     passivate_after_s: ClassVar[float | None] = None
     # True: the end of a linked actor arrives as an Exit message instead of ending this one.
     trap_exit: bool = False
-    # Which of the last hooks a class has: worked out once, so that stopping thousands of idle actors stays cheap.
+    # Which hooks a class has: worked out once, so that starting and stopping thousands of actors stays cheap.
+    prepares: ClassVar[bool] = False
     drains: ClassVar[bool] = False
     cleans_up: ClassVar[bool] = False
     _incarnation: Incarnation | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls.prepares = cls.on_start is not Actor.on_start or cls._begin is not Actor._begin
         cls.drains = cls.on_drain is not Actor.on_drain or cls._end is not Actor._end
         cls.cleans_up = cls.on_stop is not Actor.on_stop or cls.on_failure is not Actor.on_failure
 

@@ -85,9 +85,10 @@ class Incarnation:
         try:
             try:
                 with self.scope:
-                    await self.actor.on_start()
-                    await self.actor._begin()  # noqa: SLF001  # the kernel's half of the hook
-                    self._report_start()
+                    if self.started_at is None:
+                        await self.actor.on_start()
+                        await self.actor._begin()  # noqa: SLF001  # the kernel's half of the hook
+                        self.report_start()
                     await self._serve()
             except (trio.Cancelled, GeneratorExit):
                 raise
@@ -163,7 +164,8 @@ class Incarnation:
             await self.actor._receive_control(signal)  # noqa: SLF001  # the kernel's half of the mailbox
         return False
 
-    def _report_start(self) -> None:
+    def report_start(self) -> None:
+        """Let those who wait for the start go on."""
         self.phase = "idle"
         self.started_at = self.ref.system.now()
         if self.started is not None:

@@ -144,6 +144,8 @@ class System:
         ref.incarnation = incarnation
         actor._incarnation = incarnation  # noqa: SLF001  # the kernel's own field
         self.nursery.start_soon(incarnation.run, name=ref.child_id)
+        if not actor.prepares:
+            incarnation.report_start()  # there is nothing to wait for: it takes messages when its task runs
 
     def shutdown_s(self, ref: Ref, shutdown_s: float | None) -> float:
         """Return the deadline that holds for a child, in seconds."""
