@@ -13,9 +13,11 @@ daemon (rest_for_one)
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -79,6 +81,9 @@ DRAIN_S: Final = 10.0
 """How long turns may go on after the first SIGTERM."""
 
 RESTART_EXPECTED_MS: Final = 5_000
+
+LOG_GRACE_S: Final = 0.5
+"""Time for the thread of the log to write its last lines."""
 
 FILES_WANTED: Final = 65_536
 """Enough open files for as many sessions as there may be."""
@@ -316,10 +321,13 @@ class Wiring:
 
 
 @asynccontextmanager
-async def open_daemon(settings: Settings) -> AsyncIterator[tuple[Wiring, Gateway]]:
+async def open_daemon(
+    settings: Settings, on_stuck: Callable[[list[str]], None] | None = None
+) -> AsyncIterator[tuple[Wiring, Gateway]]:
     """Run a daemon's tree inside the block: sessions recovered, agents alive, the port open; orderly stop behind it.
 
-    Raises ConfigurationError, RootError or BindError when it cannot begin; nothing runs then.
+    `on_stuck` is that of `open_system`. Raises ConfigurationError, RootError or BindError when it cannot begin; nothing
+    runs then.
     """
     root = settings.root
     if not root.token_file.exists():
@@ -348,7 +356,7 @@ async def open_daemon(settings: Settings) -> AsyncIterator[tuple[Wiring, Gateway
         gateway = Gateway(Api(doors, root.read_token()), host=settings.bind, port=settings.port)
         await gateway.open()
         try:
-            async with _started(wiring.tree(gateway.child_spec())):
+            async with _started(wiring.tree(gateway.child_spec()), on_stuck):
                 lock.publish(RunnerFile(os.getpid(), gateway.url, wiring.began_at))
                 try:
                     yield wiring, gateway
@@ -373,10 +381,10 @@ def _allow_files() -> None:
 
 
 @asynccontextmanager
-async def _started(tree: ChildSpec) -> AsyncIterator[System]:
+async def _started(tree: ChildSpec, on_stuck: Callable[[list[str]], None] | None) -> AsyncIterator[System]:
     """Open the system; where a part cannot start for a reason that the operator can mend, that reason is raised."""
     try:
-        async with open_system(tree) as system:
+        async with open_system(tree, on_stuck=on_stuck) as system:
             yield system
     except RootFailedError as error:
         raise DaemonFailedError(error) from error
@@ -396,7 +404,7 @@ async def run_daemon(settings: Settings, on_ready: Callable[[Ready], None]) -> N
     """
     _allow_files()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with open_daemon(settings) as (wiring, gateway):
+        async with open_daemon(settings, leave_without) as (wiring, gateway):
             status = wiring.services.runtime.status()
             agents = len(wiring.enacted.content.roster.standing())
             _log.info(
@@ -406,6 +414,9 @@ async def run_daemon(settings: Settings, on_ready: Callable[[Ready], None]) -> N
                 backend=wiring.backend.name,
                 version=program_version(),
             )
+            # What a daemon begins with stays as long as it does: the collector need not look at it again and again.
+            gc.collect()
+            gc.freeze()
             on_ready(Ready(gateway.url, wiring.backend.name, status.get("model"), agents, os.getpid()))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_end_with_tree, wiring.system, nursery.cancel_scope)
@@ -421,6 +432,13 @@ async def run_daemon(settings: Settings, on_ready: Callable[[Ready], None]) -> N
                 nursery.start_soon(_hurry_at_second_signal, signals, wiring)
                 await gateway.drain(timeout_s=DRAIN_S, restart_expected_ms=RESTART_EXPECTED_MS)
                 await wiring.system.stop()
+
+
+def leave_without(paths: list[str]) -> None:
+    """End the process at once, because the tasks of these actors cannot be ended; what was acknowledged is durable."""
+    _log.critical("ending without those that do not end", actors=paths)
+    time.sleep(LOG_GRACE_S)
+    os._exit(os.EX_SOFTWARE)
 
 
 async def _end_with_tree(system: System, scope: trio.CancelScope) -> None:

@@ -1,5 +1,6 @@
 """A running tree: the one nursery of all actors, its clock, its dead letters and its orderly end."""
 
+import logging
 import random
 import threading
 from collections import deque
@@ -23,7 +24,12 @@ from actors.kernel.worker import ThreadWorker, Worker
 
 __all__ = ["DeadLetter", "DeadLetters", "System", "open_system", "run"]
 
+logger = logging.getLogger("actors.kernel")
+
 RECENT_MAX = 64
+
+# Seconds between the end of the root and the report of tasks that still run.
+STUCK_GRACE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +70,15 @@ class System:
 
     root: Ref
 
-    def __init__(self, rng: random.Random, make_worker: Callable[[str], Worker]) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        make_worker: Callable[[str], Worker],
+        on_stuck: Callable[[list[str]], None],
+    ) -> None:
         self.rng = rng
         self.make_worker = make_worker
+        self._on_stuck = on_stuck
         self.dead_letters = DeadLetters()
         self.thread_id = threading.get_ident()
         self.nursery: trio.Nursery
@@ -220,9 +232,19 @@ class System:
                     self._ended.set()
                 self.ready.set()
                 await self._ended.wait()
-                for incarnation in self._stuck:
-                    incarnation.give_up()
+                if self._stuck:
+                    self.nursery.start_soon(self._let_go_of_stuck)
         guard.cancel()
+
+    async def _let_go_of_stuck(self) -> None:
+        """Leave threads that do not return behind; say so where a task remains, which nothing can end."""
+        for incarnation in self._stuck:
+            incarnation.give_up()
+        with trio.move_on_after(STUCK_GRACE_S):
+            for incarnation in self._stuck:
+                await incarnation.wait_ended()
+        if self.stuck:
+            self._on_stuck(self.stuck)
 
     async def _start_root(self, spec: ChildSpec) -> None:
         try:
@@ -254,12 +276,17 @@ class System:
             self.begin_stop()
 
 
+def _log_stuck(paths: list[str]) -> None:
+    logger.critical("the system cannot end: these ignore their cancellation: %s", ", ".join(paths))
+
+
 @asynccontextmanager
 async def open_system(
     root: ChildSpec,
     *,
     rng: random.Random | None = None,
     workers: Callable[[str], Worker] = ThreadWorker,
+    on_stuck: Callable[[list[str]], None] | None = None,
 ) -> AsyncIterator[System]:
     """Run a tree of actors for the length of an `async with`, which begins once the root's `on_start` returned.
 
@@ -267,9 +294,10 @@ async def open_system(
     within its own deadline. If the root ends by itself the block is cancelled. Raises ChildStartError when the root
     does not start, RootFailedError when it crashed, and a KeyboardInterrupt or SystemExit of any actor.
     `rng` gives the jitter of restarts, `workers` makes the thread of an actor by its name; pass others where runs
-    must repeat.
+    must repeat. When the root has ended and actors that ignore their cancellation still run, the block cannot be left:
+    `on_stuck` gets their paths and may end the process.
     """
-    system = System(rng or random.Random(), workers)
+    system = System(rng or random.Random(), workers, on_stuck or _log_stuck)
     body_error: BaseException | None = None
     async with trio.open_nursery() as guard:
         try:

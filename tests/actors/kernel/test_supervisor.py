@@ -505,14 +505,16 @@ async def test_child_that_ignores_cancellation_is_reported_and_the_others_still_
         ChildSpec("b", lambda: Stubborn(log, "b"), shutdown_s=1),
         ChildSpec("c", lambda: Recorder(log, "c")),
     ]
+    reported = []
     async with (
-        open_system(ChildSpec("root", lambda: Supervisor(specs))) as system,
+        open_system(ChildSpec("root", lambda: Supervisor(specs)), on_stuck=reported.append) as system,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(system.stop)
         await trio.sleep(30)
         assert log[-2:] == ["c stop", "a stop"]
         assert system.stuck == ["root/b"]
+        assert reported == [["root/b"]]
 
 
 async def test_outer_cancellation_becomes_an_orderly_stop_in_reverse(autojump_clock):
