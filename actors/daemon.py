@@ -5,9 +5,10 @@ daemon (rest_for_one)
 ├─ court                  permanent; holds the enacted constitution
 ├─ sessions (dynamic)     a child per session key, transient
 ├─ standing (one_for_one) a permanent child per standing agent
-├─ heartbeat              permanent; sweeps for missed mail
 ├─ evictor                permanent; closes idle sessions
 ├─ retention              permanent; throws away what has outlived its time
+├─ timers                 permanent; ticks who is due, also when that was before a restart
+├─ schedule               permanent; keeps a timer for each standing agent, and one for the retention
 └─ gateway (one_for_one)  connections (dynamic) and the listener
 """
 
@@ -31,8 +32,8 @@ import trio
 from actors.api import Api, Doors
 from actors.court import Court, Enacted, Reload
 from actors.directory import Directory, SessionSupervisor
+from actors.eviction import Evictor
 from actors.gateway import Gateway
-from actors.heartbeat import Evictor, Heartbeat
 from actors.journal import Journal
 from actors.kernel import (
     ActorDeadError,
@@ -46,6 +47,8 @@ from actors.kernel import (
     Supervisor,
     SupervisorRef,
     System,
+    Timers,
+    TimersRef,
     open_system,
 )
 from actors.ledger_writer import LedgerWriter, WriterFigures
@@ -55,6 +58,7 @@ from actors.runtime.anthropic import AnthropicRuntime
 from actors.runtime.base import AgentRuntime
 from actors.runtime.constitutional import ConstitutionalRuntime
 from actors.runtime.rehearsal import RehearsalRuntime
+from actors.schedule import Schedule
 from actors.session_services import SessionServices
 from actors.standing import (
     LookForMail,
@@ -64,11 +68,12 @@ from actors.standing import (
     StandingSupervisor,
 )
 from actors.subagents import Subagents
+from actors.timer_table import TimerTable
 from actors.tools.base import ToolServices
 from actors.tools.registry import Registry, standard_tools
 from protocol.acting import RUNNER
 from protocol.errors import AgentRunnerError, ConfigurationError
-from store.clock import StrictClock
+from store.clock import StrictClock, unix_now
 from store.content import Content, load_content
 from store.database import open_reader, open_writer
 from store.ledger import last_timestamp, read_entries
@@ -243,6 +248,14 @@ class Wiring:
         """The supervisor of the standing agents."""
         return self.trunk.supervisor("standing")
 
+    @property
+    def timers(self) -> TimersRef:
+        """What ticks who is due."""
+        ref = self._child("timers")
+        if not isinstance(ref, TimersRef):
+            raise TypeError("the child timers is no Timers actor")
+        return ref
+
     def _child(self, name: str) -> Ref:
         ref = self.trunk.child(name)
         if ref is None:
@@ -266,6 +279,7 @@ class Wiring:
 
     def _roster_enacted(self, content: Content) -> None:
         self.standing.tell(RosterEnacted(content.roster))
+        self._child("schedule").tell(RosterEnacted(content.roster))
 
     def tree(self, gateway: ChildSpec) -> ChildSpec:
         """Return the spec of the whole tree; `gateway` is its last child."""
@@ -282,13 +296,10 @@ class Wiring:
                 lambda: Evictor(lambda: self.directory, lambda: self.services, settings.ttl_min * 60),
             ),
             ChildSpec("retention", self._retention),
+            ChildSpec("timers", self._timers),
+            ChildSpec("schedule", self._schedule),
             gateway,
         ]
-        if settings.heartbeat:
-            beat = ChildSpec(
-                "heartbeat", lambda: Heartbeat(lambda: self.standing, settings.heartbeat_interval_s)
-            )
-            children.insert(4, beat)
         return ChildSpec("daemon", lambda: Trunk(self, children))
 
     def _open_writer(self) -> apsw.Connection:
@@ -297,6 +308,14 @@ class Wiring:
     def _retention(self) -> Retention:
         settings = self.settings
         return Retention(lambda: self.services, settings.root.workspaces, settings.ttl_min * 60)
+
+    def _timers(self) -> Timers:
+        return Timers(TimerTable(lambda: self.database, lambda: self.writer), self.trunk.find, now=unix_now)
+
+    def _schedule(self) -> Schedule:
+        settings = self.settings
+        heartbeat_s = settings.heartbeat_interval_s if settings.heartbeat else None
+        return Schedule(lambda: self.timers, self.enacted, heartbeat_s, unix_now)
 
     def _court(self) -> Court:
         return Court(

@@ -23,6 +23,7 @@ from store.figures import database_bytes
 from store.ledger import count_entries
 from store.mailbox import count_unread, reader_of
 from store.sessions import count_open_sessions, last_wakes, session_states
+from store.timers import next_heartbeats, stored_timers
 from store.version import program_version
 
 
@@ -37,12 +38,14 @@ def list_agents(
 ) -> list[dict[str, Any]]:
     """Return one record for each identity of the roster, as `agents list --json` prints them.
 
-    `session_state` is None while the agent has no session, `last_wake` RFC 3339 or None. Without a database (a root
+    `session_state` is None while the agent has no session; `last_wake`, and `next_heartbeat` when it looks for mail
+    that woke nobody, are RFC 3339 or None. Without a database (a root
     whose daemon never ran) nothing is unread.
     """
     keys = [session_key_of(identity.id) for identity in roster.identities]
     states = {} if database is None or not keys else session_states(database, keys)
     wakes = {} if database is None else last_wakes(database)
+    heartbeats = {} if database is None else next_heartbeats(database)
     now = clock.stamp()
     return [
         {
@@ -53,6 +56,7 @@ def list_agents(
             "session_state": states.get(session_key_of(identity.id)),
             "unread": 0 if database is None else count_unread(database, reader_of(identity), now),
             "last_wake": wakes.get(identity.id),
+            "next_heartbeat": heartbeats.get(identity.id),
             "restarts": restarts(identity.id),
             "model": identity.model or default_model,
             "parked": parked(identity.id),
@@ -135,5 +139,14 @@ class Overview:
                 for name, memory in sorted(self.memories.items())
                 if memory.last_problem
             },
+            "timers": [
+                {
+                    "name": timer.name,
+                    "target": timer.target,
+                    "due_at": timer.due_at,
+                    "interval_s": timer.interval_s,
+                }
+                for timer in stored_timers(services.database)
+            ],
             "dead_letters": self.system().dead_letters.total,
         }

@@ -9,12 +9,12 @@ import datetime as dt
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import trio
 
-from actors.kernel import Actor
+from actors.kernel import Actor, Refusal, Tick
 from actors.ledger_writer import commit
 from actors.session_services import SessionServices
 from protocol.errors import AgentRunnerError
@@ -22,7 +22,7 @@ from store.clock import rfc3339
 from store.sessions import ForgetHistory, ForgetSession, closed_guest_sessions
 
 INTERVAL_S: Final = 600.0
-"""How often to look; it looks at the start as well."""
+"""How often to look; the timer outlives the daemon, which also does so when it is started often."""
 
 SESSIONS_PER_SWEEP_MAX: Final = 500
 """More than so many wait for the next sweep."""
@@ -39,18 +39,17 @@ class Retention(Actor):
         self._guests = workspaces / "guests"
         self._ttl_s = ttl_s
 
-    async def on_start(self) -> None:
-        """Begin to look."""
-        self.start_task(self._sweep_for_ever, name="sweep")
-
-    async def _sweep_for_ever(self) -> None:
-        while True:
-            try:
-                await self.sweep()
-            except (AgentRunnerError, OSError) as error:
-                # The next sweep tries again; a full disk is not made better by a daemon that gives up.
-                _log.warning("sweep failed", problem=str(error))
-            await trio.sleep(INTERVAL_S)
+    async def on_receive(self, message: Any) -> Any:
+        """Look when the timer says so; the tick of a look that failed comes again."""
+        if not isinstance(message, Tick):
+            raise TypeError(f"the retention takes no {type(message).__name__}")
+        try:
+            await self.sweep()
+        except (AgentRunnerError, OSError) as error:
+            # A full disk is not made better by a daemon that gives up.
+            _log.warning("sweep failed", problem=str(error))
+            return Refusal(error)
+        return None
 
     async def sweep(self) -> None:
         """Throw away what is due now."""

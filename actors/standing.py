@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from actors.directory import Directory, ask, new_future, run_turn
-from actors.kernel import Actor, ChildSpec, Intensity, Ref, Restart, Strategy, Supervisor
+from actors.kernel import Actor, ChildSpec, Intensity, Ref, Restart, Strategy, Supervisor, Tick
 from actors.ledger_writer import commit
 from actors.service import Caller
 from actors.session_messages import Init, RunTurn, Status, Subscribe
@@ -46,7 +46,7 @@ _log = structlog.get_logger("standing")
 
 @dataclass(frozen=True, slots=True)
 class LookForMail:
-    """Something may have arrived: mail, a free moment of the session, the sweep of the heartbeat."""
+    """Something may have arrived: mail, or a free moment of the session. The tick of a heartbeat says the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class StandingAgent(Actor):
             self._memory.parked, self._memory.failures, self._memory.not_before = False, 0, 0.0
             self._consider()
             return was_parked
-        if isinstance(message, LookForMail):
+        if isinstance(message, (LookForMail, Tick)):
             self._consider()
             return None
         raise TypeError(f"a standing agent takes no {type(message).__name__}")

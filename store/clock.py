@@ -13,6 +13,11 @@ def utc_now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
+def unix_now() -> float:
+    """Return the time of the machine in Unix seconds; like every clock of a machine, it may be set back."""
+    return utc_now().timestamp()
+
+
 def rfc3339(moment: dt.datetime) -> str:
     """Return a UTC moment as RFC 3339 with six digits of fraction and `Z`."""
     # The first 26 characters are the moment, what follows is the offset; strftime takes twice as long.

@@ -1,5 +1,8 @@
 """The one place that opens SQLite, and the numbered migrations of its schema.
 
+The schema is what `store/migrations/` builds, from the first script to the last: a fresh database goes the same way
+as an old one, so there is no second description of it that could differ. A script that was released never changes.
+
 WAL with `synchronous=FULL`: a commit that returned survives a power cut. One connection writes (the ledger
 writer's); readers open their own and never wait for it.
 """
@@ -15,7 +18,10 @@ import apsw
 
 from protocol.errors import AgentRunnerError
 
-SCHEMA_VERSION: Final = 1
+MIGRATIONS: Final = ("0001_first.sql", "0002_timers.sql")
+"""The scripts in `store/migrations/`; number n leads from version n - 1 to version n, and 0 is an empty file."""
+
+SCHEMA_VERSION: Final = len(MIGRATIONS)
 """The version that this code reads and writes (PRAGMA user_version)."""
 
 BUSY_TIMEOUT_MS: Final = 5_000
@@ -74,15 +80,31 @@ def open_reader(path: Path) -> apsw.Connection:
 
 
 def _migrate(connection: apsw.Connection, path: Path) -> None:
+    """Bring the schema to SCHEMA_VERSION, one transaction a step: what is cut off leaves the version before it."""
+    for number in range(_version(connection, path) + 1, SCHEMA_VERSION + 1):
+        script = files("store").joinpath("migrations", MIGRATIONS[number - 1]).read_text(encoding="utf-8")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            # Looked at again behind the lock: another program may have taken this step meanwhile.
+            if _version(connection, path) < number:
+                connection.execute(script)
+                connection.execute(f"PRAGMA user_version = {number}")
+            connection.execute("COMMIT")
+        except BaseException:
+            # A full disk has ended the transaction already.
+            if not connection.get_autocommit():
+                connection.execute("ROLLBACK")
+            raise
+
+
+def _version(connection: apsw.Connection, path: Path) -> int:
+    """Return the version of the schema; raises StorageError for one that this code does not know."""
     version = connection.pragma("user_version")
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    if not isinstance(version, int) or not 0 <= version <= SCHEMA_VERSION:
         raise StorageError(
             f"{path} has schema version {version}, this program knows {SCHEMA_VERSION}; use the newer program"
         )
-    if version == 0:
-        with connection:
-            connection.execute(files("store").joinpath("schema.sql").read_text(encoding="utf-8"))
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    return version
 
 
 def checkpoint(connection: apsw.Connection) -> None:

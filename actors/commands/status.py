@@ -55,6 +55,8 @@ def _lines(root: Root, status: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "held back", f"{name}: {count} unread messages wait for the limit of wake-ups"
     for name, problem in status.get("problems", {}).items():
         yield "problem", paint(f"{name}: {one_line(str(problem))}", fg="red")
+    beats = sorted(agent["next_heartbeat"] for agent in agents if agent["next_heartbeat"])
+    yield "heartbeat", f"next at {moment(beats[0])} UTC" if beats else "none"
     failing = paint(", commits fail", fg="red") if ledger["failing"] else ""
     yield "ledger", f"{ledger['entries']} entries{failing}"
     yield "database", f"{status['database']['bytes']:,} bytes"

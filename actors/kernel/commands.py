@@ -54,6 +54,14 @@ class SupervisorRef(Ref):
         child = (self.children or {}).get(child_id)
         return None if child is None else child.ref
 
+    def find(self, path: str) -> Ref | None:
+        """Return the address of a descendant by its ids joined by slashes, None when there is none."""
+        child_id, _, rest = path.partition("/")
+        ref = self.child(child_id)
+        if not rest:
+            return ref
+        return ref.find(rest) if isinstance(ref, SupervisorRef) else None
+
     def supervisor(self, child_id: str) -> "SupervisorRef":
         """Return the address of a child that is a supervisor. Raises UnknownChildError, TypeError if it is none."""
         ref = self.child(child_id)

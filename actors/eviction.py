@@ -1,4 +1,8 @@
-"""What happens by the clock: the sweep for missed mail, and the eviction of idle sessions."""
+"""The eviction of idle sessions.
+
+It looks at what is stored, as often as it runs, so that a look that was missed costs nothing: it needs no timer that
+outlives the daemon.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +13,16 @@ import structlog
 import trio
 
 from actors.directory import Directory
-from actors.kernel import Actor, ActorDeadError, KernelError, MailboxFullError, SupervisorRef
+from actors.kernel import Actor, ActorDeadError, KernelError, MailboxFullError
 from actors.session_messages import EvictIfIdle
 from actors.session_services import SessionServices
 from actors.sessions import idle_since
-from actors.standing import LookForMail
 from protocol.errors import AgentRunnerError
 from store.sessions import idle_session_keys
 
 EVICTION_INTERVAL_S: Final = 60.0
 
 _log = structlog.get_logger("sessions")
-
-
-class Heartbeat(Actor):
-    """Has every standing agent look for mail, every `interval_s` seconds."""
-
-    def __init__(self, standing: Callable[[], SupervisorRef], interval_s: float) -> None:
-        super().__init__()
-        self._standing = standing
-        self._interval_s = interval_s
-
-    async def on_start(self) -> None:
-        """Begin to beat."""
-        self.start_task(self._beat, name="sweep")
-
-    async def _beat(self) -> None:
-        while True:
-            await trio.sleep(self._interval_s)
-            for child in list((self._standing().children or {}).values()):
-                _tell(child.ref, LookForMail())
 
 
 class Evictor(Actor):

@@ -1,0 +1,424 @@
+"""Durable timers: due times that survive a restart, one tick of a timer at a time, missed ticks made up by one.
+
+The names are Erlang's (`start_timer`, `cancel_timer`) and Akka's. Due times are on the wall clock, because they are
+compared with a clock of another run; waiting is on the monotonic clock, and the wall clock is looked at again at
+bounded intervals. From this follows what a clock that is set does: set forward (or a machine that slept) it makes
+timers due, and each ticks once; set back it makes a one-shot timer wait until its time comes again, whereas a
+periodic one never waits longer than its interval, so that it is not silenced.
+
+Delivery is at least once. A tick is asked of its target, and it is done when the target answered; only then is a
+one-shot timer deleted and a periodic one advanced, in the store a moment later. What ends before that (the target,
+this actor, the process) leaves the timer due, and it ticks again.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import trio
+
+from actors.kernel.actor import Actor
+from actors.kernel.child import Backoff
+from actors.kernel.mailbox import Future
+from actors.kernel.ref import Ref, handling
+from actors.kernel.system import System
+
+__all__ = [
+    "CancelTimer",
+    "KeepTimers",
+    "ListTimers",
+    "StartTimer",
+    "Tick",
+    "Timer",
+    "TimerState",
+    "TimerStore",
+    "Timers",
+    "TimersRef",
+]
+
+logger = logging.getLogger("actors.kernel")
+
+RECHECK_S = 30.0
+"""The wall clock is looked at at least so often while a timer waits."""
+
+SAVE_DELAY_S = 1.0
+"""What is done is saved so long after it, together with what else is done by then."""
+
+SAVE_AGAIN_S = 30.0
+"""How long after the store refused it is tried again."""
+
+TRY_AGAIN = Backoff(first_s=60.0, factor=2.0, max_s=3600.0)
+"""When a tick that was not done comes again; a periodic timer waits no longer than its interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """What is to happen when: at `due_at` a Tick with `payload` is asked of the actor that is found as `target`.
+
+    `due_at` is in Unix seconds, kept to the microsecond. `interval_s` is None for a timer that ticks once; another
+    one ticks at `due_at` and then whole intervals after it, whatever the work takes.
+    """
+
+    name: str
+    target: str
+    due_at: float
+    interval_s: float | None = None
+    payload: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.target:
+            raise ValueError("a timer has a name and a target")
+        if not math.isfinite(self.due_at):
+            raise ValueError(f"timer {self.name!r} is due at {self.due_at}; give Unix seconds")
+        if self.interval_s is not None and not (self.interval_s > 0 and math.isfinite(self.interval_s)):
+            raise ValueError(f"the interval of timer {self.name!r} must be more than 0 seconds")
+        # What a store gives back must equal what it was given.
+        object.__setattr__(self, "due_at", round(self.due_at, 6))
+
+    def missed(self, now: float) -> int:
+        """Return how many whole intervals went by since the timer was due; 0 for one that ticks once."""
+        return 0 if self.interval_s is None else max(0, math.floor((now - self.due_at) / self.interval_s))
+
+    def advanced(self, now: float) -> "Timer":
+        """Return this periodic timer, due at the first of its beats that is still to come."""
+        if self.interval_s is None:
+            raise ValueError(f"timer {self.name!r} ticks once")
+        due_at = self.due_at + self.interval_s * (self.missed(now) + 1)
+        # An interval that is tiny beside the time that passed is lost in rounding.
+        return replace(self, due_at=due_at if due_at > now else now + self.interval_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """What a target is asked when its timer is due; the answer, whatever it is, says that the work is done.
+
+    With a Refusal, or when the target dies over it, it is not: the tick comes again. `missed` is how many further
+    ticks this one stands for.
+    """
+
+    name: str
+    payload: str
+    due_at: float
+    missed: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimerState:
+    """A timer and how it is: in work or not, and how often in a row its tick was not done."""
+
+    timer: Timer
+    is_running: bool
+    failures: int
+
+
+class TimerStore(Protocol):
+    """Where timers last. Whatever it raises on saving is logged and tried again; on loading it fails the start."""
+
+    async def load(self) -> Sequence[Timer]:
+        """Return every timer."""
+
+    async def save(self, changed: Sequence[Timer], removed: Sequence[str]) -> None:
+        """Write timers by name and delete others, all or nothing; durable when it returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimer:
+    """Command to Timers; answered once the timer is durable."""
+
+    timer: Timer
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTimer:
+    """Command to Timers; answered with whether there was a timer of this name, once it is durably gone."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeepTimers:
+    """Command to Timers; answered once it is durable that those whose names begin with `prefix` are these."""
+
+    prefix: str
+    timers: tuple[Timer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListTimers:
+    """Question to Timers; answered with a tuple of TimerState, what is due first before the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class TickDone:
+    """To Timers, from its own courier: the target answered, or `error` says why it did not."""
+
+    timer: Timer
+    error: Exception | None
+
+
+class TimersRef(Ref):
+    """The address of a Timers actor, with its commands as methods for tasks outside it.
+
+    It also knows which ticks are in work, so that a fresh incarnation does not let a second one begin. What the store
+    raised is raised at the caller, and nothing has changed then.
+    """
+
+    __slots__ = ("running",)
+
+    def __init__(self, system: System, child_id: str, parent: Ref | None, actor_class: Any) -> None:
+        super().__init__(system, child_id, parent, actor_class)
+        self.running: dict[str, Timer] = {}
+
+    async def start_timer(self, timer: Timer) -> None:
+        """Start a timer, in place of one of the same name; it is durable when this returns."""
+        await self.ask(StartTimer(timer))
+
+    async def cancel_timer(self, name: str) -> bool:
+        """Forget a timer; whether there was one. A tick that is in work goes on."""
+        was_there: bool = await self.ask(CancelTimer(name))
+        return was_there
+
+    async def keep_timers(self, prefix: str, timers: Iterable[Timer]) -> None:
+        """Have exactly these periodic timers among those whose names begin with `prefix`.
+
+        One that is there already keeps the time at which it is due, so that a program can say at each start what it
+        wants without moving what was due. Raises ValueError for a timer that ticks once or has another prefix.
+        """
+        kept = tuple(timers)
+        for timer in kept:
+            if timer.interval_s is None or not timer.name.startswith(prefix):
+                raise ValueError(f"{timer.name!r} is not a periodic timer whose name begins with {prefix!r}")
+        await self.ask(KeepTimers(prefix, kept))
+
+    async def timers(self) -> tuple[TimerState, ...]:
+        """Return every timer, what is due first before the others."""
+        states: tuple[TimerState, ...] = await self.ask(ListTimers())
+        return states
+
+
+class _Entry:
+    """A timer in memory."""
+
+    __slots__ = ("failures", "not_before", "timer")
+
+    def __init__(self, timer: Timer) -> None:
+        self.timer = timer
+        self.failures = 0  # ticks in a row that were not done
+        self.not_before = -math.inf  # on the monotonic clock: when the tick that was not done comes again
+
+
+class Timers(Actor):
+    """Keeps timers and has each ticked when it is due; meant for up to some thousands of them.
+
+    `resolve` finds a target by name (None where there is none): addresses do not outlive a run. A target that is
+    dead, parked or unknown is logged once and asked again later; it delays no other timer, and nor does one that
+    takes long or a store that is slow. `now` is the wall clock in Unix seconds. A timer whose target never answers
+    does not tick again until that incarnation of the target ends.
+    """
+
+    ref_class: ClassVar[type[Ref]] = TimersRef
+    mailbox_size_max: ClassVar[int | None] = None  # a completion may not be lost, and each is of one timer
+
+    def __init__(
+        self, store: TimerStore, resolve: Callable[[str], Ref | None], *, now: Callable[[], float] = time.time
+    ) -> None:
+        super().__init__()
+        self._store = store
+        self._resolve = resolve
+        self._now = now
+        self._entries: dict[str, _Entry] = {}
+        self._stored: dict[str, Timer] = {}  # what the store has
+        self._commands: list[tuple[Any, Future]] = []  # to be carried out with the next save
+        self._save_at = math.inf  # on the monotonic clock
+        self._refused = False  # the last save was
+        self._changed = trio.Event()  # for the task that waits for what is due
+        self._stirred = trio.Event()  # for the task that saves
+
+    @property
+    def _running(self) -> dict[str, Timer]:
+        ref = self.ref
+        if not isinstance(ref, TimersRef):
+            raise TypeError("a Timers actor has a TimersRef; keep its ref_class")
+        return ref.running
+
+    async def on_start(self) -> None:
+        """Load the timers; those that came due meanwhile tick at once."""
+        for timer in await self._store.load():
+            self._stored[timer.name] = timer
+            self._entries[timer.name] = _Entry(timer)
+        self.start_task(self._tick_for_ever, name="tick")
+        self.start_task(self._save_for_ever, name="save")
+
+    async def on_stop(self) -> None:
+        """Save what was done since the last save; what cannot be saved ticks once more after the next start."""
+        await self._save()
+
+    async def on_receive(self, message: Any) -> Any:
+        """Carry out a command; a subclass passes on what it does not know."""
+        match message:
+            case StartTimer() | CancelTimer() | KeepTimers():
+                self._commands.append((message, self.reply_later()))
+                self._stirred.set()
+            case TickDone(timer, error):
+                self._tick_done(timer, error)
+            case ListTimers():
+                return tuple(
+                    TimerState(entry.timer, entry.timer.name in self._running, entry.failures)
+                    for entry in self._by_due_time()
+                )
+            case _:
+                return await super().on_receive(message)
+        return None
+
+    def _by_due_time(self) -> list[_Entry]:
+        return sorted(self._entries.values(), key=lambda entry: (entry.timer.due_at, entry.timer.name))
+
+    # -- ticking -------------------------------------------------------------------------------------------------
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            self._changed = trio.Event()
+            wait_s = math.inf
+            for entry in self._by_due_time():
+                wait_s = min(wait_s, self._tick_if_due(entry))
+            if wait_s < math.inf:
+                wait_s = min(wait_s, RECHECK_S)
+            with trio.move_on_after(wait_s):
+                await self._changed.wait()
+
+    def _tick_if_due(self, entry: _Entry) -> float:
+        """Begin the tick of a timer that is due; return in how many seconds another one is to be looked at again."""
+        timer, now = entry.timer, self._now()
+        if timer.name in self._running:
+            return math.inf  # its completion comes as a message
+        if timer.interval_s is not None and timer.due_at > now + timer.interval_s:
+            # The clock was set back, or the interval is a shorter one than when it was stored.
+            timer = entry.timer = replace(timer, due_at=now + timer.interval_s)
+            self._save_soon()
+        wait_s = max(timer.due_at - now, entry.not_before - self.ref.system.now())
+        if wait_s > 0:
+            return wait_s
+        self._running[timer.name] = timer
+        tick = Tick(timer.name, timer.payload, timer.due_at, timer.missed(now))
+        # In the nursery of the system: the work of a target goes on when this incarnation ends, and must be known of.
+        self.ref.system.nursery.start_soon(self._carry, self.ref, timer, tick, name=f"tick {timer.name}")
+        return math.inf
+
+    async def _carry(self, ref: Ref, timer: Timer, tick: Tick) -> None:
+        """Ask the target and say how it went, to whichever incarnation is there by then."""
+        handling.set(None)
+        error: Exception | None = None
+        try:
+            target = self._resolve(timer.target)
+            if target is None:
+                raise LookupError(f"nobody is found as {timer.target!r}")  # noqa: TRY301  # one way for what fails
+            await target.ask(tick)
+        except Exception as problem:  # noqa: BLE001  # a fault of the target is its own supervisor's; here it is a tick not done
+            error = problem
+        finally:
+            if isinstance(ref, TimersRef):
+                ref.running.pop(timer.name, None)
+            if ref.is_alive():
+                ref.tell(TickDone(timer, error))
+
+    def _tick_done(self, timer: Timer, error: Exception | None) -> None:
+        self._changed.set()
+        entry = self._entries.get(timer.name)
+        if entry is None or not _is_same(entry.timer, timer):
+            return  # cancelled or started anew meanwhile
+        if error is None:
+            entry.failures = 0
+            entry.not_before = -math.inf
+            if entry.timer.interval_s is None:
+                del self._entries[timer.name]
+            else:
+                entry.timer = entry.timer.advanced(self._now())
+            self._save_soon()
+            return
+        entry.failures += 1
+        delay_s = TRY_AGAIN.delay_s(entry.failures + 1, self.ref.system.rng)
+        if entry.timer.interval_s is not None:
+            delay_s = min(delay_s, entry.timer.interval_s)
+        entry.not_before = self.ref.system.now() + delay_s
+        if entry.failures == 1:
+            logger.warning(
+                "the tick of timer %s was not done by %s (%s: %s); it comes again, first in %.0f s",
+                timer.name, timer.target, type(error).__name__, error, delay_s,
+            )  # fmt: skip
+
+    # -- saving --------------------------------------------------------------------------------------------------
+
+    def _save_soon(self) -> None:
+        """Have what changed saved, with whatever else changes in the next moment: many beat at one instant."""
+        self._save_at = min(self._save_at, self.ref.system.now() + SAVE_DELAY_S)
+        self._stirred.set()
+
+    async def _save_for_ever(self) -> None:
+        while True:
+            self._stirred = trio.Event()
+            wait_s = 0.0 if self._commands else self._save_at - self.ref.system.now()
+            if wait_s > 0:
+                with trio.move_on_after(wait_s):
+                    await self._stirred.wait()
+            else:
+                await self._save()
+
+    async def _save(self) -> None:
+        """Write all that differs from the store in one go; commands count once that is durable, or not at all."""
+        commands, self._commands = self._commands, []
+        self._save_at = math.inf
+        before = {name: entry.timer for name, entry in self._entries.items()}
+        after = dict(before)
+        answers = [_carry_out(command, after) for command, _ in commands]
+        changed = [timer for name, timer in after.items() if self._stored.get(name) != timer]
+        removed = [name for name in self._stored if name not in after]
+        try:
+            if changed or removed:
+                await self._store.save(changed, removed)
+        except Exception as error:  # noqa: BLE001  # what a store raises is its own affair; timers go on ticking
+            self._save_at = self.ref.system.now() + SAVE_AGAIN_S
+            self._log_refused(error)
+            for _, future in commands:
+                future.set_exception(error)
+            return
+        self._refused = False
+        self._stored = after
+        for name in before.keys() | after.keys():
+            if before.get(name) is after.get(name):
+                continue  # no command was about it, and it may have ticked while the store was busy
+            if name in after:
+                self._entries[name] = _Entry(after[name])
+            else:
+                self._entries.pop(name, None)
+        for (_, future), answer in zip(commands, answers, strict=True):
+            future.set(answer)
+        self._changed.set()
+
+    def _log_refused(self, error: Exception) -> None:
+        if not self._refused:
+            self._refused = True
+            logger.warning("timers are not saved (%s: %s); tried again", type(error).__name__, error)
+
+
+def _is_same(timer: Timer, other: Timer) -> bool:
+    """Whether a tick of one is the tick of the other: an interval that changed meanwhile makes no difference."""
+    return replace(timer, interval_s=None) == replace(other, interval_s=None)
+
+
+def _carry_out(command: Any, timers: dict[str, Timer]) -> Any:
+    """Change the table as a command says and return its answer."""
+    match command:
+        case StartTimer(timer):
+            timers[timer.name] = timer
+        case CancelTimer(name):
+            return timers.pop(name, None) is not None
+        case KeepTimers(prefix, kept):
+            there = {name: timers.pop(name) for name in list(timers) if name.startswith(prefix)}
+            for timer in kept:
+                old = there.get(timer.name)
+                wanted = timer if old is None else replace(timer, due_at=old.due_at)
+                timers[timer.name] = old if old is not None and old == wanted else wanted
+    return None
