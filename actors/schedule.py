@@ -10,6 +10,7 @@ import trio
 
 from actors.court import Enacted
 from actors.kernel import Actor, ActorDeadError, Timer, TimersRef
+from actors.kernel.timers import INTERVAL_MAX_S, INTERVAL_MIN_S
 from actors.retention import INTERVAL_S as RETENTION_INTERVAL_S
 from actors.standing import RosterEnacted
 from protocol.errors import AgentRunnerError
@@ -17,9 +18,6 @@ from store.timers import HEARTBEAT, RETENTION
 
 AGAIN_S: Final = 30.0
 """How long after the timers could not be stored it is tried again."""
-
-INTERVAL_MAX_S: Final = 366 * 86_400.0
-"""A longer heartbeat is one of this length: calendars end somewhere."""
 
 _log = structlog.get_logger("schedule")
 
@@ -42,7 +40,9 @@ class Schedule(Actor):
         super().__init__()
         self._timers = timers
         self._enacted = enacted
-        self._heartbeat_s = None if heartbeat_s is None else min(heartbeat_s, INTERVAL_MAX_S)
+        self._heartbeat_s = (
+            None if heartbeat_s is None else min(max(heartbeat_s, INTERVAL_MIN_S), INTERVAL_MAX_S)
+        )
         self._now = now
         self._changed = trio.Event()
 

@@ -87,7 +87,7 @@ def _migrate(connection: apsw.Connection, path: Path) -> None:
         try:
             # Looked at again behind the lock: another program may have taken this step meanwhile.
             if _version(connection, path) < number:
-                connection.execute(script)
+                connection.execute(script).fetchall()
                 connection.execute(f"PRAGMA user_version = {number}")
             connection.execute("COMMIT")
         except BaseException:

@@ -50,6 +50,12 @@ SAVE_DELAY_S = 1.0
 SAVE_AGAIN_S = 30.0
 """How long after the store refused it is tried again."""
 
+INTERVAL_MIN_S, INTERVAL_MAX_S = 0.001, 100 * 366 * 86_400.0
+"""The shortest and the longest interval: a millisecond, and a hundred years."""
+
+DUE_MAX = 253_402_300_800.0
+"""The end of the year 9999 in Unix seconds, where calendars end."""
+
 TRY_AGAIN = Backoff(first_s=60.0, factor=2.0, max_s=3600.0)
 """When a tick that was not done comes again; a periodic timer waits no longer than its interval."""
 
@@ -59,7 +65,8 @@ class Timer:
     """What is to happen when: at `due_at` a Tick with `payload` is asked of the actor that is found as `target`.
 
     `due_at` is in Unix seconds, kept to the microsecond. `interval_s` is None for a timer that ticks once; another
-    one ticks at `due_at` and then whole intervals after it, whatever the work takes.
+    one ticks at `due_at`, but first at the latest an interval from when it is started, and then whole intervals after
+    it, whatever the work takes.
     """
 
     name: str
@@ -71,10 +78,14 @@ class Timer:
     def __post_init__(self) -> None:
         if not self.name or not self.target:
             raise ValueError("a timer has a name and a target")
-        if not math.isfinite(self.due_at):
-            raise ValueError(f"timer {self.name!r} is due at {self.due_at}; give Unix seconds")
-        if self.interval_s is not None and not (self.interval_s > 0 and math.isfinite(self.interval_s)):
-            raise ValueError(f"the interval of timer {self.name!r} must be more than 0 seconds")
+        if not 0 <= self.due_at < DUE_MAX:
+            raise ValueError(
+                f"timer {self.name!r} is due at {self.due_at}; give Unix seconds before the year 10000"
+            )
+        if self.interval_s is not None and not INTERVAL_MIN_S <= self.interval_s <= INTERVAL_MAX_S:
+            raise ValueError(
+                f"the interval of timer {self.name!r} must be {INTERVAL_MIN_S} s to {INTERVAL_MAX_S:.0f} s"
+            )
         # What a store gives back must equal what it was given.
         object.__setattr__(self, "due_at", round(self.due_at, 6))
 
@@ -151,26 +162,20 @@ class ListTimers:
     """Question to Timers; answered with a tuple of TimerState, what is due first before the others."""
 
 
-@dataclass(frozen=True, slots=True)
-class TickDone:
-    """To Timers, from its own courier: the target answered, or `error` says why it did not."""
-
-    timer: Timer
-    error: Exception | None
-
-
 class TimersRef(Ref):
     """The address of a Timers actor, with its commands as methods for tasks outside it.
 
-    It also knows which ticks are in work, so that a fresh incarnation does not let a second one begin. What the store
-    raised is raised at the caller, and nothing has changed then.
+    What the store raised is raised at the caller, and nothing has changed then. The address also knows which ticks
+    are in work, since a fresh incarnation must not begin another one of the same timer.
     """
 
-    __slots__ = ("running",)
+    __slots__ = ("changed", "done", "running")
 
     def __init__(self, system: System, child_id: str, parent: Ref | None, actor_class: Any) -> None:
         super().__init__(system, child_id, parent, actor_class)
-        self.running: dict[str, Timer] = {}
+        self.running: dict[str, Timer] = {}  # until an incarnation has taken note of the end
+        self.done: list[tuple[Timer, Exception | None]] = []  # of which none has taken note yet
+        self.changed = trio.Event()  # wakes the task that waits for what is due
 
     async def start_timer(self, timer: Timer) -> None:
         """Start a timer, in place of one of the same name; it is durable when this returns."""
@@ -234,15 +239,14 @@ class Timers(Actor):
         self._commands: list[tuple[Any, Future]] = []  # to be carried out with the next save
         self._save_at = math.inf  # on the monotonic clock
         self._refused = False  # the last save was
-        self._changed = trio.Event()  # for the task that waits for what is due
-        self._stirred = trio.Event()  # for the task that saves
+        self._stirred = trio.Event()  # wakes the task that saves
 
     @property
-    def _running(self) -> dict[str, Timer]:
+    def _address(self) -> TimersRef:
         ref = self.ref
         if not isinstance(ref, TimersRef):
             raise TypeError("a Timers actor has a TimersRef; keep its ref_class")
-        return ref.running
+        return ref
 
     async def on_start(self) -> None:
         """Load the timers; those that came due meanwhile tick at once."""
@@ -254,6 +258,7 @@ class Timers(Actor):
 
     async def on_stop(self) -> None:
         """Save what was done since the last save; what cannot be saved ticks once more after the next start."""
+        self._take_note()
         await self._save()
 
     async def on_receive(self, message: Any) -> Any:
@@ -262,11 +267,9 @@ class Timers(Actor):
             case StartTimer() | CancelTimer() | KeepTimers():
                 self._commands.append((message, self.reply_later()))
                 self._stirred.set()
-            case TickDone(timer, error):
-                self._tick_done(timer, error)
             case ListTimers():
                 return tuple(
-                    TimerState(entry.timer, entry.timer.name in self._running, entry.failures)
+                    TimerState(entry.timer, entry.timer.name in self._address.running, entry.failures)
                     for entry in self._by_due_time()
                 )
             case _:
@@ -279,21 +282,23 @@ class Timers(Actor):
     # -- ticking -------------------------------------------------------------------------------------------------
 
     async def _tick_for_ever(self) -> None:
+        address = self._address
         while True:
-            self._changed = trio.Event()
+            address.changed = trio.Event()
+            self._take_note()
             wait_s = math.inf
             for entry in self._by_due_time():
                 wait_s = min(wait_s, self._tick_if_due(entry))
             if wait_s < math.inf:
                 wait_s = min(wait_s, RECHECK_S)
             with trio.move_on_after(wait_s):
-                await self._changed.wait()
+                await address.changed.wait()
 
     def _tick_if_due(self, entry: _Entry) -> float:
         """Begin the tick of a timer that is due; return in how many seconds another one is to be looked at again."""
         timer, now = entry.timer, self._now()
-        if timer.name in self._running:
-            return math.inf  # its completion comes as a message
+        if timer.name in self._address.running:
+            return math.inf  # its end wakes the task
         if timer.interval_s is not None and timer.due_at > now + timer.interval_s:
             # The clock was set back, or the interval is a shorter one than when it was stored.
             timer = entry.timer = replace(timer, due_at=now + timer.interval_s)
@@ -301,14 +306,14 @@ class Timers(Actor):
         wait_s = max(timer.due_at - now, entry.not_before - self.ref.system.now())
         if wait_s > 0:
             return wait_s
-        self._running[timer.name] = timer
+        self._address.running[timer.name] = timer
         tick = Tick(timer.name, timer.payload, timer.due_at, timer.missed(now))
         # In the nursery of the system: the work of a target goes on when this incarnation ends, and must be known of.
-        self.ref.system.nursery.start_soon(self._carry, self.ref, timer, tick, name=f"tick {timer.name}")
+        self.ref.system.nursery.start_soon(self._carry, self._address, timer, tick, name=f"tick {timer.name}")
         return math.inf
 
-    async def _carry(self, ref: Ref, timer: Timer, tick: Tick) -> None:
-        """Ask the target and say how it went, to whichever incarnation is there by then."""
+    async def _carry(self, address: TimersRef, timer: Timer, tick: Tick) -> None:
+        """Ask the target and say how it went, for whichever incarnation is there by then."""
         handling.set(None)
         error: Exception | None = None
         try:
@@ -319,13 +324,18 @@ class Timers(Actor):
         except Exception as problem:  # noqa: BLE001  # a fault of the target is its own supervisor's; here it is a tick not done
             error = problem
         finally:
-            if isinstance(ref, TimersRef):
-                ref.running.pop(timer.name, None)
-            if ref.is_alive():
-                ref.tell(TickDone(timer, error))
+            address.done.append((timer, error))
+            address.changed.set()
+
+    def _take_note(self) -> None:
+        """Advance, delete or put off the timers whose ticks have ended."""
+        address = self._address
+        while address.done:
+            timer, error = address.done.pop(0)
+            del address.running[timer.name]
+            self._tick_done(timer, error)
 
     def _tick_done(self, timer: Timer, error: Exception | None) -> None:
-        self._changed.set()
         entry = self._entries.get(timer.name)
         if entry is None or not _is_same(entry.timer, timer):
             return  # cancelled or started anew meanwhile
@@ -395,7 +405,7 @@ class Timers(Actor):
                 self._entries.pop(name, None)
         for (_, future), answer in zip(commands, answers, strict=True):
             future.set(answer)
-        self._changed.set()
+        self._address.changed.set()
 
     def _log_refused(self, error: Exception) -> None:
         if not self._refused:
