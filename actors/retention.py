@@ -56,7 +56,9 @@ class Retention(Actor):
         services = self._services()
         now, limits = services.clock.moment(), services.limits
         idle = closed_guest_sessions(services.database, rfc3339(now - dt.timedelta(seconds=self._ttl_s)))
-        removed = await trio.to_thread.run_sync(self._remove_folders, [session.id for session in idle])
+        removed = 0
+        if idle:
+            removed = await trio.to_thread.run_sync(self._remove_folders, [session.id for session in idle])
         due = rfc3339(now - dt.timedelta(days=limits.guest_session_days))
         forgotten = [session for session in idle if session.last_activity <= due][:SESSIONS_PER_SWEEP_MAX]
         for session in forgotten:

@@ -31,10 +31,13 @@ from actors.kernel import (
     Strategy,
     Supervisor,
     SupervisorRef,
+    Timers,
+    TimersRef,
     open_system,
 )
 from actors.ledger_writer import Commit, LedgerWriter, WriterFigures
 from actors.ledger_writer import commit as commit_to
+from actors.retention import Retention
 from actors.runtime.base import (
     AgentRuntime,
     SessionIdentity,
@@ -45,11 +48,13 @@ from actors.runtime.base import (
     Usage,
 )
 from actors.runtime.constitutional import ConstitutionalRuntime
+from actors.schedule import Schedule
 from actors.service import Caller
 from actors.session_messages import Init, RunTurn
 from actors.session_services import SessionServices
 from actors.standing import LookForMail, StandingAgent, StandingMemory, StandingSupervisor
 from actors.subagents import Subagents
+from actors.timer_table import TimerTable
 from actors.tools.base import Tool, ToolServices
 from actors.tools.registry import Registry, standard_tools
 from protocol.errors import RequestError
@@ -61,7 +66,7 @@ from store.database import open_reader, open_writer
 from store.ledger import last_timestamp, verify
 from store.mailbox import Mail, SendMail, compose
 from store.root import Root, lay_out
-from store.unit_of_work import commit_units
+from store.unit_of_work import UnitOfWork, commit_units
 from store.workspace import Protected
 
 OPERATOR = Caller("operator", "operator's connection", authenticated=True)
@@ -138,6 +143,7 @@ class InlineWriter(Actor):
         if self._office.failure is not None:
             return Refusal(self._office.failure)
         [outcome] = commit_units(self._database, [message.unit])
+        self._office.units.append(message.unit)
         return Refusal(outcome) if isinstance(outcome, Exception) else outcome
 
     async def on_stop(self) -> None:
@@ -167,6 +173,7 @@ class Office:
     tokens_limited: bool = False
     trunk: SupervisorRef = field(init=False)
     failure: Exception | None = None
+    units: list[UnitOfWork] = field(default_factory=list)
     figures: WriterFigures = field(default_factory=WriterFigures)
     memories: dict[str, StandingMemory] = field(default_factory=dict)
 
@@ -222,6 +229,15 @@ class Office:
             announce=self.announce,
             run_child=self.subagents.run,
         )
+
+    @property
+    def timers(self) -> TimersRef:
+        ref = self.trunk.child("timers")
+        assert isinstance(ref, TimersRef)
+        return ref
+
+    def find(self, path: str) -> Ref | None:
+        return self.trunk.find(path)
 
     def announce(self, mails: Sequence[Mail]) -> None:
         roster = self.enacted.content.roster
@@ -355,10 +371,13 @@ async def open_office(
     tools: Sequence[Tool] = (),
     tokens_limited: bool = False,
     threaded: bool = False,
+    wall: Callable[[], float] | None = None,
+    heartbeat_s: float | None = 300.0,
 ) -> AsyncIterator[Office]:
     """Run an office on a root. `standing` names the agents that wake by themselves, None is all of the roster.
 
-    With `threaded` the daemon's own ledger writer commits, in a thread.
+    With `threaded` the daemon's own ledger writer commits, in a thread. With `wall`, the clock that they go by in Unix
+    seconds, the daemon's timers run as well.
     """
     root = Root(folder)
     lay_out(root)
@@ -383,6 +402,13 @@ async def open_office(
     ]
     if standing is None or standing:
         children.append(ChildSpec("standing", lambda: _Standing(office, standing, agent)))
+    if wall is not None:
+        children += [
+            ChildSpec("retention", lambda: Retention(lambda: office.services, root.workspaces, 1_800.0)),
+            ChildSpec("timers", lambda: Timers(table, office.find, now=wall)),
+            ChildSpec("schedule", lambda: Schedule(lambda: office.timers, office.enacted, heartbeat_s, wall)),
+        ]
+        table = TimerTable(lambda: office.database, lambda: office.writer)
     async with open_system(ChildSpec("office", lambda: Trunk(office, children))):
         yield office
         office.services.hurry.set()
