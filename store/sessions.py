@@ -15,7 +15,7 @@ from store.unit_of_work import ConflictError
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """A session as it is stored; see schema.sql for what each column holds."""
+    """A session as it is stored; see store/migrations/ for what each column holds."""
 
     id: str
     agent_id: str

@@ -97,6 +97,7 @@ def test_status_shows_the_running_daemon(agent_runner: AgentRunner, daemon: Daem
     told = agent_runner("status", root=daemon.root).out
     assert f"(pid {daemon.process.pid}, " in told
     assert "26 standing" in told
+    assert "\nheartbeat     next at 20" in told or "\nheartbeat     none\n" in told
 
 
 def test_agents_list_has_the_shape_of_the_specification(agent_runner: AgentRunner, daemon: Daemon) -> None:
