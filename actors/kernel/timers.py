@@ -258,7 +258,6 @@ class Timers(Actor):
 
     async def on_stop(self) -> None:
         """Save what was done since the last save; what cannot be saved ticks once more after the next start."""
-        self._take_note()
         await self._save()
 
     async def on_receive(self, message: Any) -> Any:

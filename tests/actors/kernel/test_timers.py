@@ -579,6 +579,17 @@ async def test_store_that_refuses_is_told_to_the_caller_and_silences_nothing(
         assert await house.timers.cancel_timer("t") is True
 
 
+async def test_what_the_store_refused_is_saved_later_by_itself(autojump_clock: MockClock):
+    shelf, work = shelf_of(timer()), Work()
+    shelf.failure = OSError("no space")
+    async with open_house(shelf, work):
+        await after(10 + SAVE_DELAY_S)
+        assert (len(work.ticks), list(shelf.timers)) == (1, ["t"])
+        shelf.failure = None
+        await after(SAVE_AGAIN_S)
+        assert (len(work.ticks), list(shelf.timers)) == (1, [])
+
+
 async def test_store_that_is_slow_holds_up_no_tick(autojump_clock: MockClock):
     shelf, work = shelf_of(timer(every_s=10.0)), Work()
     shelf.slow_s = 1000.0
