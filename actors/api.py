@@ -13,17 +13,30 @@ import structlog
 
 from actors.court import Reload, Reloaded
 from actors.directory import Directory, new_future
-from actors.kernel import ActorDeadError, Ref
+from actors.kernel import ActorDeadError, Future, Ref
 from actors.ledger_writer import commit
 from actors.overview import Overview
+from actors.replay import NotKeptError, Tail, replay
 from actors.runtime.base import ToolDefinition
 from actors.service import Caller, Emit
-from actors.session_messages import AnswerCall, Cancel, Close, Init, RunTurn, Status
+from actors.session_messages import (
+    AnswerCall,
+    Attached,
+    Cancel,
+    Close,
+    Follower,
+    FollowTurn,
+    Init,
+    RunTurn,
+    Status,
+)
 from actors.session_services import SessionServices
 from actors.standing import Unpark
 from actors.tools.mail import RecipientError, check_recipient, check_text
 from protocol.acting import OPERATOR
+from protocol.canonical import blake3_hex
 from protocol.errors import RequestError
+from protocol.events import encode
 from protocol.native import frames
 from protocol.native.frames import Params
 from protocol.roster import tier_of
@@ -69,6 +82,8 @@ class Api:
         match params:
             case frames.TurnRun():
                 return await self._run_turn(who, params, emit)
+            case frames.TurnResume():
+                return await self._resume(who, params, emit)
             case frames.SessionInit():
                 return await self._init(who, params)
             case frames.SessionCancel():
@@ -124,11 +139,47 @@ class Api:
             if params.tools is None
             else [ToolDefinition(tool.name, tool.description, tool.input_schema) for tool in params.tools]
         )
-        delegates = params.execute == "client"
-        message = RunTurn(who, messages, params.system, tools, emit, new_future(), delegates)
-        await self._doors.directory.ask(params.session_key, message)
-        status, turn = await message.done.wait()
-        return {"status": status, "turn_id": turn}
+        tail, key = Tail(emit), params.idempotency_key
+        message = RunTurn(
+            who,
+            messages,
+            params.system,
+            tools,
+            emit if key is None else tail.take,
+            new_future(),
+            delegates=params.execute == "client",
+            key=key,
+            request_hash=None if key is None else _hash_of_turn(params),
+        )
+        attached: Attached | None = await self._doors.directory.ask(params.session_key, message)
+        if attached is None:
+            await tail.release(0)
+            return _turn_result(await message.done.wait())
+        try:
+            return await self._catch_up(attached, 0, tail, message.done, emit)
+        except NotKeptError:
+            # Who asks again after so long wants to know how it ended; the events are a courtesy.
+            if isinstance(attached.answer, RequestError):
+                raise attached.answer from None
+            if attached.answer is None:
+                raise
+            return _turn_result(attached.answer)
+
+    async def _resume(self, who: Caller, params: frames.TurnResume, emit: Emit) -> dict[str, Any]:
+        tail = Tail(emit)
+        follower = Follower(tail.take, new_future())
+        message = FollowTurn(who, params.turn_id, follower)
+        attached: Attached = await self._doors.directory.ask(params.session_key, message)
+        return await self._catch_up(attached, params.from_seq, tail, follower.done, emit)
+
+    async def _catch_up(
+        self, attached: Attached, from_seq: int, tail: Tail, done: Future, emit: Emit
+    ) -> dict[str, Any]:
+        await replay(self._doors.services().events, attached, from_seq, emit)
+        if isinstance(attached.answer, tuple):
+            return _turn_result(attached.answer)
+        await tail.release(from_seq)
+        return _turn_result(await done.wait())
 
     # --- the operator's own methods
 
@@ -204,3 +255,14 @@ class Api:
         post = Post(agent, text, services.clock.stamp())
         await commit(services.writer, PostBoard(post))
         return {"line": post.line}
+
+
+def _turn_result(answer: tuple[str, str]) -> dict[str, Any]:
+    status, turn = answer
+    return {"status": status, "turn_id": turn}
+
+
+def _hash_of_turn(params: frames.TurnRun) -> str:
+    """Return what tells whether two requests with one idempotency key ask for the same turn."""
+    asked = [params.message, params.messages, params.system, params.tools, params.execute]
+    return blake3_hex(encode(asked))

@@ -128,6 +128,10 @@ class Client:
         """Return a turn, which is begun by iterating over its events; `result` has its end."""
         return Reply(self, "turn.run", params)
 
+    def resume(self, params: dict[str, Any]) -> Reply:
+        """Return what comes of a turn from event `from_seq` on, for one whose connection was lost."""
+        return Reply(self, "turn.resume", params)
+
     async def send(self, reply: Reply, method: str, params: dict[str, Any]) -> None:
         """Send a request and have `reply` take what comes back."""
         if self._lost is not None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
+import msgspec
 import structlog
 import trio
 from trio_websocket import ConnectionClosed, WebSocketRequest
@@ -24,6 +24,7 @@ from actors.service import Caller, Service
 from actors.websocket import GOING_AWAY, ServerSocket, SocketLimits
 from protocol.acting import GUEST, OPERATOR
 from protocol.errors import RequestError
+from protocol.events import Event
 from protocol.native.connection import Connection, Request
 from protocol.native.frames import OPERATOR_METHODS
 from store.database import StorageError
@@ -267,21 +268,32 @@ class ConnectionActor(Actor):
             )
         return caller
 
-    def _emitter(self, request: Request) -> Callable[[Any], None]:
-        event_frame, post = self._dialect.event, self._socket.post
-
-        def emit(event: Any) -> None:
-            frame = event_frame(request, event)
-            if frame is not None:
-                post(frame)
-
-        return emit
+    def _emitter(self, request: Request) -> Emitter:
+        return Emitter(self._dialect, self._socket, request)
 
     def _tell_idle(self) -> None:
         if self._idle_wanted and not self._dialect.in_flight:
             futures, self._idle_wanted = self._idle_wanted, []
             for future in futures:
                 future.set()
+
+
+class Emitter:
+    """Sends the events of one request; see `actors.service.Emit`."""
+
+    __slots__ = ("_event_frame", "_post", "_request", "room")
+
+    def __init__(self, dialect: Connection, socket: ServerSocket, request: Request) -> None:
+        self._event_frame = dialect.event
+        self._post = socket.post
+        self._request = request
+        self.room = socket.room
+
+    def __call__(self, event: Event | msgspec.Raw) -> None:
+        """See Emit."""
+        frame = self._event_frame(self._request, event)
+        if frame is not None:
+            self._post(frame)
 
 
 def same_host(origin: bytes, host: str) -> bool:

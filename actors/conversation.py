@@ -79,6 +79,8 @@ class Conversation:
                 row, turn, ceiling, prompt, folder
             ),
             delegations=Delegations(delegated, timeout_s=limits.delegated_tool_timeout_s),
+            key=message.key,
+            request_hash=message.request_hash,
         )
         stored = self._context.messages(limits.history_tokens_max)
         request = TurnRequest(

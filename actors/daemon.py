@@ -76,6 +76,7 @@ from protocol.errors import AgentRunnerError, ConfigurationError
 from store.clock import StrictClock, unix_now
 from store.content import Content, load_content
 from store.database import open_reader, open_writer
+from store.event_log import EventLog
 from store.ledger import last_timestamp, read_entries
 from store.mailbox import Mail
 from store.root import Lock, Root, RunnerFile, checked_platform, lay_out, session_secret
@@ -228,6 +229,7 @@ class Wiring:
             tokens_limited=self.backend.name != "rehearsal",
             announce=self.announce,
             run_child=self.subagents.run,
+            events=EventLog(root.events),
             hurry=self.hurry,
         )
 

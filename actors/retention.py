@@ -1,4 +1,4 @@
-"""What is thrown away, and when: guests' folders and sessions, and history beyond a configured age.
+"""What is thrown away, and when: guests' folders and sessions, the events of old turns, history beyond its age.
 
 The ledger is never trimmed. Nothing else is thrown away unless the constitution's limits say so.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -66,8 +67,11 @@ class Retention(Actor):
         if limits.history_days is not None:
             before = rfc3339(now - dt.timedelta(days=limits.history_days))
             await commit(services.writer, ForgetHistory(before))
-        if removed or forgotten:
-            _log.info("swept", folders=removed, sessions=len(forgotten))
+        events = 0
+        if services.events is not None:
+            events = await trio.to_thread.run_sync(services.events.sweep, time.time())
+        if removed or forgotten or events:
+            _log.info("swept", folders=removed, sessions=len(forgotten), turns_of_events=events)
 
     def _remove_folders(self, session_ids: Iterable[str]) -> int:
         removed = 0

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from protocol.events import Event
 from protocol.native.frames import Params
 
-Emit = Callable[[Event], None]
+
+class Emit(Protocol):
+    """Sends the events of one request; does nothing when the client is gone."""
+
+    def __call__(self, event: Event | msgspec.Raw) -> None:
+        """Send an event, as it is or encoded; never waits."""
+
+    async def room(self) -> None:
+        """Wait until most of what was sent has left, for who has much to send at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +46,9 @@ class Service(Protocol):
         """Carry out a request and return its result; raises RequestError for what the client is told.
 
         `params` is an instance of `protocol.native.frames.METHODS[method]`; the operator's own methods come only
-        from the operator. `emit` sends an event of this request and never waits; when the client is gone it does
-        nothing. `turn.run` returns when the turn has ended; a turn that failed has emitted its `error` event before
-        RequestError is raised. Anything else that is raised is answered with `internal` and logged.
+        from the operator. `emit` sends the events of this request. `turn.run` returns when the turn has ended; a turn
+        that failed has emitted its `error` event before RequestError is raised. Anything else that is raised is
+        answered with `internal` and logged.
 
         The calls of one connection begin in the order in which it sent them: what a call does before it first waits
         is done in that order, and nothing that follows a `session.init` begins before that has returned.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from actors.kernel import Future
 from actors.runtime.base import Block, Ceiling, Message, ToolDefinition
 from actors.service import Caller
+from protocol.errors import RequestError
 from protocol.events import Event
 
 
@@ -22,11 +23,43 @@ class Init:
     mode: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Follower:
+    """Somebody who follows a turn: the events from now on go to `sink`, its end is answered to `done`."""
+
+    sink: Callable[[Event], None]
+    done: Future
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """How far the turn is that somebody began to follow.
+
+    `seen`: how many events there were so far, or None for one that has ended; then `answer` is its end, where that is
+    known without its events.
+    """
+
+    turn_id: str
+    seen: int | None
+    answer: tuple[str, str] | RequestError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FollowTurn:
+    """Follow a turn of the session; the answer is `Attached`."""
+
+    caller: Caller
+    turn_id: str
+    follower: Follower
+
+
 @dataclass(slots=True)
 class RunTurn:
     """Run a turn when those before it are done. `done` is answered with `(status, turn_id)` or a RequestError.
 
-    With `delegates` the client executes those of `tools` that are not in the standard set.
+    The answer to the message itself is None, or `Attached` where `key` names a turn that was asked for before: then it
+    is followed and not run again; `request_hash` tells whether it was the same that was asked for. With `delegates`
+    the client executes those of `tools` that are not in the standard set.
     """
 
     caller: Caller
@@ -36,6 +69,23 @@ class RunTurn:
     sink: Callable[[Event], None]
     done: Future
     delegates: bool = False
+    key: str | None = None
+    request_hash: str | None = None
+    followers: list[Follower] = field(default_factory=list)
+
+    def take(self, event: Event) -> None:
+        """Pass an event on to all who follow the turn."""
+        self.sink(event)
+        for follower in self.followers:
+            follower.sink(event)
+
+    def answer(self, outcome: tuple[str, str] | RequestError) -> None:
+        """Tell all who follow the turn how it ended."""
+        for done in (self.done, *(follower.done for follower in self.followers)):
+            if isinstance(outcome, RequestError):
+                done.set_exception(outcome)
+            else:
+                done.set(outcome)
 
 
 @dataclass(frozen=True, slots=True)

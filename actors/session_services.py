@@ -20,6 +20,7 @@ from protocol.acting import VERIFY, channel_of, resolve_acting
 from protocol.constitution import Limits
 from protocol.tiers import Acting
 from store.clock import StrictClock
+from store.event_log import EventLog
 from store.mailbox import Mail
 from store.sessions import SessionRow
 
@@ -54,6 +55,7 @@ class Openers:
 class SessionServices:
     """What every session works with; `tokens_limited` is true where tokens cost money.
 
+    `events` keeps the events of the last turns, None keeps none.
     `hurry` is set when the daemon is ending and running turns are not waited for any longer.
     """
 
@@ -67,6 +69,7 @@ class SessionServices:
     tokens_limited: bool
     announce: Callable[[Sequence[Mail]], None]
     run_child: Callable[[SessionRow, Turn, Ceiling, str, str | None], Awaitable[ToolOutcome]]
+    events: EventLog | None = None
     hurry: trio.Event = field(default_factory=trio.Event)
     openers: Openers = field(default_factory=Openers)
 

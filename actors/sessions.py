@@ -15,9 +15,12 @@ from actors.kernel import Actor, Refusal
 from actors.recovery import record_interruption
 from actors.session_messages import (
     AnswerCall,
+    Attached,
     Cancel,
     Close,
     EvictIfIdle,
+    Follower,
+    FollowTurn,
     Init,
     RunTurn,
     SessionMemory,
@@ -35,8 +38,11 @@ from store.database import StorageError
 from store.sessions import (
     CreateSession,
     SessionRow,
+    TurnRow,
     UpdateSession,
     find_session,
+    find_turn,
+    find_turn_by_key,
     last_turn,
     session_id,
 )
@@ -125,12 +131,17 @@ class SessionActor(Actor):
         if self._row is not None:
             await self._services.runtime.close(self._row.id)
 
-    async def on_receive(self, message: Any) -> Any:  # noqa: C901, PLR0911 - one line for each message
+    async def on_receive(self, message: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - one line for each message
         """Handle one message; a refusal is a reply, not a crash."""
         try:
             match message:
                 case RunTurn():
-                    return self._enqueue(message)
+                    attached = self._asked_before(message)
+                    if attached is None:
+                        self._enqueue(message)
+                    return attached
+                case FollowTurn():
+                    return self._follow(message)
                 case Init():
                     return await self._init(message)
                 case Cancel():
@@ -341,6 +352,40 @@ class SessionActor(Actor):
         self._memory.waiting.append(message)
         self._run_next()
 
+    # --- a turn that is asked for again
+
+    def _asked_before(self, message: RunTurn) -> Attached | None:
+        """Have the turn of the same idempotency key followed, if there is one: waiting, running or ended."""
+        if message.key is None:
+            return None
+        row = self._require(message.caller)
+        follower = Follower(message.sink, message.done)
+        running = [] if self._running is None else [self._running.message]
+        for other in (*running, *self._memory.waiting):
+            if other.key == message.key:
+                _check_same(other.request_hash, message)
+                other.followers.append(follower)
+                run = self._running if other in running else None
+                return Attached(run.turn_id or "", run.seen) if run is not None else Attached("", 0)
+        found = find_turn_by_key(self._services.database, row.id, message.key)
+        if found is None:
+            return None
+        turn, request_hash = found
+        _check_same(request_hash, message)
+        return Attached(turn.id, None, _answer_of(turn))
+
+    def _follow(self, message: FollowTurn) -> Attached:
+        row = self._require(message.caller)
+        if self._running is not None and self._running.turn_id == message.turn_id:
+            self._running.message.followers.append(message.follower)
+            return Attached(message.turn_id, self._running.seen)
+        turn = find_turn(self._services.database, row.id, message.turn_id)
+        if turn is None:
+            raise RequestError("invalid_params", "`params.turn_id`: this session has no such turn")
+        return Attached(turn.id, None, _answer_of(turn))
+
+    # --- turns in line
+
     def _run_next(self) -> None:
         row, conversation = self._row, self._conversation
         if self._running is not None or not self._memory.waiting or row is None or conversation is None:
@@ -359,10 +404,7 @@ class SessionActor(Actor):
             self._running = None
             self._is_closing = False
             self._running_done.set()
-            if isinstance(run.answer, RequestError):
-                run.message.done.set_exception(run.answer)
-            else:
-                run.message.done.set(run.answer)
+            run.message.answer(run.answer)
         self._memory.crashes = 0
         if not run.is_recorded:
             # A fresh incarnation records this turn as interrupted before it goes on.
@@ -411,7 +453,22 @@ class SessionActor(Actor):
 
     def _refuse_waiting(self, code: str, why: str) -> None:
         while self._memory.waiting:
-            self._memory.waiting.popleft().done.set_exception(RequestError(code, why))
+            self._memory.waiting.popleft().answer(RequestError(code, why))
+
+
+def _check_same(request_hash: str | None, message: RunTurn) -> None:
+    if request_hash != message.request_hash:
+        raise RequestError(
+            "invalid_params",
+            "`params.idempotency_key`: was used for another turn; choose a new one for this one",
+        )
+
+
+def _answer_of(turn: TurnRow) -> tuple[str, str] | RequestError:
+    """Return how a turn ended, as far as the store knows."""
+    if turn.status in ("complete", "cancelled"):
+        return turn.status, turn.id
+    return RequestError("internal", f"turn {turn.id} ended {turn.status}; send it again to have it run anew")
 
 
 async def _end_at(event: trio.Event, scope: trio.CancelScope) -> None:

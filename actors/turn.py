@@ -37,7 +37,7 @@ class Turn:
 
     `prev_cid`: the previous turn's entry, None for the first. `root_cid`: that, or the session's opening. `sink` takes
     the numbered events and never waits. `own`: the client's messages of this turn. `delegations`: what of it the client
-    executes.
+    executes. `key` and `request_hash`: how a client asks for the same turn again.
     """
 
     id: str
@@ -60,6 +60,8 @@ class Turn:
     messages: list[Message] = field(default_factory=list)
     children: int = 0
     tokens_left: int | None = None
+    key: str | None = None
+    request_hash: str | None = None
     _seq: int = 0
     _blocks: list[Block] = field(default_factory=list)
     _all_blocks: list[Block] = field(default_factory=list)
@@ -116,7 +118,14 @@ class Turn:
         messages = [*([mail] if mail else []), *self.own]
         self.journal.add(
             BeginTurn(
-                self.id, self.identity.session_id, self.number, self.prev_cid, self.input_hash, started
+                self.id,
+                self.identity.session_id,
+                self.number,
+                self.prev_cid,
+                self.input_hash,
+                started,
+                self.key,
+                self.request_hash,
             ),
             *(
                 AppendHistory(

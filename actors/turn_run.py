@@ -9,6 +9,7 @@ import structlog
 import trio
 
 from actors.conversation import Conversation
+from actors.runtime.base import TurnRequest
 from actors.session_messages import RunTurn
 from actors.session_services import SessionServices
 from actors.spending import note_spending, tokens_left
@@ -16,8 +17,9 @@ from actors.tools.delegated import Delegations
 from actors.turn import Turn
 from protocol.acting import is_frozen
 from protocol.errors import AgentRunnerError, BackendError, RequestError
-from protocol.events import Done, Failed, LedgerAppend
+from protocol.events import Done, Event, Failed, LedgerAppend, encode
 from protocol.tiers import Acting
+from store.event_log import TurnLog
 from store.sessions import SessionRow
 
 _log = structlog.get_logger("sessions")
@@ -40,7 +42,7 @@ class TurnRun:
     """One turn under way: `scope` cancels it; `answer` is `(status, turn_id)` or the RequestError that it failed with.
 
     `is_recorded` turns false when the end could not be written: whoever goes on must first read the store again.
-    `delegations` are those of its calls that the client executes.
+    `delegations` are those of its calls that the client executes; `seen` is how many events there were.
     """
 
     services: SessionServices
@@ -51,12 +53,33 @@ class TurnRun:
     answer: tuple[str, str] | RequestError
     is_recorded: bool = True
     delegations: Delegations = field(default_factory=Delegations)
+    turn_id: str | None = None
+    seen: int = 0
+    _kept: TurnLog | None = None
 
     async def run(self) -> None:
         """Run the turn; what goes wrong becomes the answer, only cancellation from outside is raised."""
         acting = self.services.acting(self.row)
         turn, request = self.conversation.begin(self.row, self.message, acting)
-        self.delegations = turn.delegations
+        self.delegations, self.turn_id = turn.delegations, turn.id
+        turn.sink = lambda event: self._take(turn, event)
+        try:
+            await self._run(turn, request, acting)
+        finally:
+            if self._kept is not None:
+                self._kept.close()
+
+    def _take(self, turn: Turn, event: Event) -> None:
+        """Keep an event of a recorded turn, then pass it on: nobody has seen what is not kept."""
+        self.seen = event.seq + 1
+        if turn.began and self.services.events is not None:
+            if self._kept is None:
+                self._kept = self.services.events.begin(turn.id)
+            if self._kept.append(encode(event)):
+                _log.warning("events are not kept", turn=turn.id, problem=self._kept.problem)
+        self.message.take(event)
+
+    async def _run(self, turn: Turn, request: TurnRequest, acting: Acting) -> None:
         timeout_s = self.services.limits.turn_timeout_s
         status, stop_reason, problem = "failed", None, None
         try:

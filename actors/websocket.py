@@ -90,6 +90,7 @@ class ServerSocket(WebSocketConnection):
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._idle = trio.lowlevel.ParkingLot()
+        self._sent = trio.lowlevel.ParkingLot()
         self._pong_due: bytes | None = None
         self._ping_due = False
         self._heard_at = 0.0
@@ -178,6 +179,15 @@ class ServerSocket(WebSocketConnection):
         self._outbox_bytes = size
         self._wake()
 
+    async def room(self) -> None:
+        """Wait until the outbox is at most a quarter full, or the connection is closing."""
+        await trio.lowlevel.checkpoint()
+        while self.closing is None and (
+            self._outbox_bytes > self._limits.outbox_bytes_max // 4
+            or len(self._outbox) > self._limits.outbox_frames_max // 4
+        ):
+            await self._sent.park()
+
     def close(self, code: int, reason: str, *, discard: bool = False) -> None:
         """Have the writer end the connection, after what is queued or, with `discard`, instead of it."""
         if discard:
@@ -185,6 +195,7 @@ class ServerSocket(WebSocketConnection):
             self._outbox_bytes = 0
         if self.closing is None:
             self.closing = (code, reason)
+            self._sent.unpark_all()
         self._wake()
 
     def _wake(self) -> None:
@@ -199,6 +210,8 @@ class ServerSocket(WebSocketConnection):
         """
         while not self._close_sent:
             chunk = self._next_chunk()
+            if self._sent:
+                self._sent.unpark_all()
             if not chunk and not self._close_sent:
                 await self._idle.park()
             view = memoryview(chunk)

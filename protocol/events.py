@@ -100,6 +100,27 @@ class LedgerAppend(Event, tag="ledger_append"):
     entry: Entry
 
 
+_encoder = msgspec.json.Encoder()
+
+
+def encode(value: Any) -> bytes:
+    """Return an event, or other data of the wire, as JSON; lone surrogates become U+FFFD, which UTF-8 can carry."""
+    try:
+        return _encoder.encode(value)
+    except UnicodeEncodeError:
+        return _encoder.encode(_well_formed(msgspec.to_builtins(value)))
+
+
+def _well_formed(value: Any) -> Any:
+    if isinstance(value, str):
+        return "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in value)
+    if isinstance(value, dict):
+        return {_well_formed(key): _well_formed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_well_formed(item) for item in value]
+    return value
+
+
 class Done(Event, tag="done"):
     """The last event of a turn that ended well or was cancelled; see STOP_REASONS."""
 

@@ -85,6 +85,11 @@ class Root:
         return self.state / "log" / "agent-runner.log"
 
     @property
+    def events(self) -> Path:
+        """The events of the last turns (0700)."""
+        return self.state / "events"
+
+    @property
     def keys(self) -> Path:
         """Secret keys (0700)."""
         return self.state / "keys"

@@ -132,12 +132,25 @@ class BeginTurn:
     prev_cid: str | None
     input_hash: str | None
     started_at: str
+    key: str | None = None
+    request_hash: str | None = None
 
     def apply(self, database: apsw.Connection) -> None:
         """Insert and mark."""
         database.execute(
-            "INSERT INTO turns (id, session_id, seq, status, prev_cid, input_hash, started_at) VALUES (?,?,?,?,?,?,?)",
-            (self.id, self.session_id, self.seq, "running", self.prev_cid, self.input_hash, self.started_at),
+            "INSERT INTO turns (id, session_id, seq, status, prev_cid, input_hash, started_at, idempotency_key, "
+            "request_hash) VALUES (?,?,?,?,?,?,?,?,?)",
+            (
+                self.id,
+                self.session_id,
+                self.seq,
+                "running",
+                self.prev_cid,
+                self.input_hash,
+                self.started_at,
+                self.key,
+                self.request_hash,
+            ),
         )
         database.execute(
             "UPDATE sessions SET state = 'running', last_activity = ? WHERE id = ?",
@@ -377,6 +390,21 @@ def last_turn(database: apsw.Connection, session: str) -> TurnRow | None:
     """Return the newest turn of a session, or None."""
     row = database.execute(f"{_TURN} WHERE session_id = ? ORDER BY seq DESC LIMIT 1", (session,)).fetchone()
     return None if row is None else _turn_row(row)
+
+
+def find_turn(database: apsw.Connection, session: str, identifier: str) -> TurnRow | None:
+    """Return a turn of a session by its id, or None."""
+    row = database.execute(f"{_TURN} WHERE id = ? AND session_id = ?", (identifier, session)).fetchone()
+    return None if row is None else _turn_row(row)
+
+
+def find_turn_by_key(database: apsw.Connection, session: str, key: str) -> tuple[TurnRow, str] | None:
+    """Return the turn of a session that was asked for with an idempotency key, and the hash of what was asked for."""
+    row = database.execute(
+        f"{_TURN.replace(' FROM', ', request_hash FROM')} WHERE session_id = ? AND idempotency_key = ?",
+        (session, key),
+    ).fetchone()
+    return None if row is None else (_turn_row(row[:-1]), str(row[-1]))
 
 
 def last_ended_cid(database: apsw.Connection, session: str) -> str | None:

@@ -6,14 +6,16 @@ import difflib
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
 
 import click
 import trio
 
-from actors.client import Client, DisconnectedError
+from actors.client import Client, DisconnectedError, UnreachableError
 from actors.commands.calls import connect_to
 from actors.commands.environment import with_root
-from actors.commands.exits import report
+from actors.commands.exits import NotRunningError, report
 from actors.commands.options import checked_text, example
 from actors.commands.output import complain, one_line, paint, say
 from actors.commands.transcript import Transcript
@@ -22,6 +24,11 @@ from protocol.errors import AgentRunnerError, RequestError
 from store.root import Root
 
 DEFAULT_AGENT = "calli"
+
+RECONNECT_S: Final = 10.0
+"""How long to look for the daemon again when the connection is lost in the middle of a turn."""
+
+RECONNECT_INTERVAL_S: Final = 0.5
 
 
 class LeftError(AgentRunnerError):
@@ -108,27 +115,57 @@ async def _warn_of_stranger(client: Client, agent: str) -> None:
 
 async def _one_turn(root: Root, agent: str, message: str) -> None:
     """Run one turn and write it as it happens; raises RequestError for a turn that failed, LeftError."""
-    async with connect_to(root) as client:
-        key = await _init(client, agent)
-        outcome: AgentRunnerError | None = LeftError()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_interrupt, client, key, nursery)
-            outcome = await _write_turn(client, key, message)
-            nursery.cancel_scope.cancel()
+    turn = _Turn(Transcript(lambda text: say(text, end="")))
+    try:
+        outcome = await _connected(root, agent, turn, message)
+        until = trio.current_time() + RECONNECT_S
+        if isinstance(outcome, DisconnectedError) and turn.id is not None:
+            complain(f"the connection is lost; looking for the daemon again for {RECONNECT_S:g} s")
+        while isinstance(outcome, DisconnectedError) and turn.id is not None and trio.current_time() < until:
+            await trio.sleep(RECONNECT_INTERVAL_S)
+            # The turn goes on without us, or a daemon that starts again knows how it ended.
+            with suppress(NotRunningError, UnreachableError):
+                outcome = await _connected(root, agent, turn, message)
+    finally:
+        turn.transcript.end()
     if outcome is not None:
         raise outcome
 
 
-async def _write_turn(client: Client, key: str, message: str) -> AgentRunnerError | None:
-    """Write the events of a turn; return why it failed, or None."""
-    transcript = Transcript(lambda text: say(text, end=""))
+@dataclass
+class _Turn:
+    """How much of a turn was written."""
+
+    transcript: Transcript
+    id: str | None = None
+    next_seq: int = 0
+
+
+async def _connected(root: Root, agent: str, turn: _Turn, message: str) -> AgentRunnerError | None:
+    """Begin a turn, or go on with the one that was begun; return why it failed, or None."""
+    outcome: AgentRunnerError | None = LeftError()
+    async with connect_to(root) as client:
+        key = await _init(client, agent)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_on_interrupt, client, key, nursery)
+            outcome = await _write_turn(client, key, turn, message)
+            nursery.cancel_scope.cancel()
+    return outcome
+
+
+async def _write_turn(client: Client, key: str, turn: _Turn, message: str) -> AgentRunnerError | None:
+    """Write the events of a turn that were not written yet; return why it failed, or None."""
+    if turn.id is None:
+        reply = client.turn({"session_key": key, "message": message})
+    else:
+        reply = client.resume({"session_key": key, "turn_id": turn.id, "from_seq": turn.next_seq})
     try:
-        async for event in client.turn({"session_key": key, "message": message}):
-            transcript.take(event)
+        async for event in reply:
+            turn.id = event.get("turn_id", turn.id)
+            turn.next_seq = event["seq"] + 1
+            turn.transcript.take(event)
     except (RequestError, DisconnectedError) as error:
         return error
-    finally:
-        transcript.end()
     return None
 
 

@@ -25,7 +25,7 @@ from typing import Any, Final
 import msgspec
 
 from protocol.errors import RequestError
-from protocol.events import Event
+from protocol.events import Event, encode
 from protocol.native.frames import NULL_ID, FrameError, Params, read_frame
 
 IN_FLIGHT_MAX: Final = 64
@@ -65,39 +65,14 @@ class Request:
     params: Params
 
 
-_encoder = msgspec.json.Encoder()
-
-
-def _well_formed(value: Any) -> Any:
-    """Return JSON data with every lone surrogate replaced by U+FFFD, which is what UTF-8 can carry."""
-    if isinstance(value, str):
-        return _replace_surrogates(value)
-    if isinstance(value, dict):
-        return {_well_formed(key): _well_formed(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_well_formed(item) for item in value]
-    return value
-
-
-def _replace_surrogates(text: str) -> str:
-    return "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)
-
-
-def _encode(value: Any) -> bytes:
-    try:
-        return _encoder.encode(value)
-    except UnicodeEncodeError:
-        return _encoder.encode(_well_formed(msgspec.to_builtins(value)))
-
-
 def error_frame(id_: bytes, error: RequestError) -> bytes:
     """Return the error reply to the request with that id."""
-    return b'{"id":%b,"error":%b}' % (id_, _encode({"code": error.code, "message": error.message}))
+    return b'{"id":%b,"error":%b}' % (id_, encode({"code": error.code, "message": error.message}))
 
 
 def notice_frame(notice: msgspec.Struct) -> bytes:
     """Return the frame of an event that belongs to no request; it is the same for every connection."""
-    return b'{"event":%b}' % _encode(notice)
+    return b'{"event":%b}' % encode(notice)
 
 
 class Connection:
@@ -147,7 +122,7 @@ class Connection:
         """
         if request not in self._in_flight:
             return None
-        frame = b'{"id":%b,"result":%b}' % (request.id, _encode(result))
+        frame = b'{"id":%b,"result":%b}' % (request.id, encode(result))
         self._in_flight.remove(request)
         return frame
 
@@ -158,11 +133,11 @@ class Connection:
         self._in_flight.remove(request)
         return error_frame(request.id, error)
 
-    def event(self, request: Request, event: Event) -> bytes | None:
-        """Return the frame of an event of a request, or None when it is not in flight."""
+    def event(self, request: Request, event: Event | msgspec.Raw) -> bytes | None:
+        """Return the frame of an event of a request (as it is, or encoded), or None when it is not in flight."""
         if request not in self._in_flight:
             return None
-        return b'{"id":%b,"event":%b}' % (request.id, _encode(event))
+        return b'{"id":%b,"event":%b}' % (request.id, encode(event))
 
     def drain(self) -> None:
         """Refuse new work; what is in flight goes on."""

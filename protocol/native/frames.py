@@ -53,6 +53,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=_NO_CONTROL)]
 SessionKey = Annotated[str, Meta(min_length=1, max_length=512, pattern=_NO_CONTROL)]
 Secret = Annotated[str, Meta(min_length=1, max_length=4096)]
 Line = Annotated[str, Meta(max_length=1024, pattern=_NO_CONTROL)]
+TurnId = Annotated[str, Meta(pattern=r"^[0-9a-f]{1,64}\Z")]
 ToolName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,128}\Z")]
 
 
@@ -166,7 +167,8 @@ class SessionInit(Params, frozen=True):
 class TurnRun(Params, frozen=True):
     """`turn.run`: run one turn; exactly one of `message` and `messages`. `tools` None means the standard set.
 
-    With `execute` the client runs what of its `tools` is not in the standard set: `tool_execute`, `tool.result`.
+    With `execute` the client runs what of its `tools` is not in the standard set: `tool_execute`, `tool.result`. The
+    same `idempotency_key` again in a session is the same turn: it is followed, or its result returned, never run twice.
     """
 
     session_key: SessionKey
@@ -175,6 +177,7 @@ class TurnRun(Params, frozen=True):
     system: str | None = None
     tools: Annotated[list[Tool], Meta(max_length=1024)] | None = None
     execute: Literal["client"] | None = None
+    idempotency_key: Name | None = None
 
     def __post_init__(self) -> None:
         if (self.message is None) == (self.messages is None):
@@ -194,6 +197,17 @@ class TurnRun(Params, frozen=True):
                 raise ValueError(f"`tools[{index}].name`: {tool.name} stands twice")
             names.add(tool.name)
             _check_integers(tool.input_schema, f"tools[{index}].input_schema")
+
+
+class TurnResume(Params, frozen=True):
+    """`turn.resume`: the events of a turn from number `from_seq` on, as they were; of a running one also those to come.
+
+    Ends as the turn did or does. The events of the last turns are kept.
+    """
+
+    session_key: SessionKey
+    turn_id: TurnId
+    from_seq: Annotated[int, Meta(ge=0, le=INTEGER_MAX)] = 0
 
 
 class SessionCancel(Params, frozen=True):
@@ -273,6 +287,7 @@ class BoardPost(Params, frozen=True):
 METHODS: Final[dict[str, type[Params]]] = {
     "session.init": SessionInit,
     "turn.run": TurnRun,
+    "turn.resume": TurnResume,
     "session.cancel": SessionCancel,
     "session.close": SessionClose,
     "session.status": SessionStatus,
