@@ -8,6 +8,7 @@ from actors.session_messages import RunTurn
 from actors.session_services import SessionServices
 from actors.tools.delegated import Delegations
 from actors.turn import Turn
+from protocol.acting import VERIFY, channel_of
 from protocol.tiers import Acting
 from store.ledger import read_entries
 from store.sessions import SessionRow, history_of, last_ended_cid, last_turn, turn_id
@@ -81,6 +82,8 @@ class Conversation:
             delegations=Delegations(delegated, timeout_s=limits.delegated_tool_timeout_s),
             key=message.key,
             request_hash=message.request_hash,
+            continuable=self._can_be_continued(row, message),
+            continues=message.continues,
         )
         stored = self._context.messages(limits.history_tokens_max)
         request = TurnRequest(
@@ -93,6 +96,15 @@ class Conversation:
             own_from=len(stored),
         )
         return turn, request
+
+    def _can_be_continued(self, row: SessionRow, message: RunTurn) -> bool:
+        """Say whether the daemon itself can go on with a turn: not where its client brought tools or a prompt.
+
+        A turn that goes on with another one is not gone on with again, so that one that ends the daemon does so once.
+        """
+        is_plain = message.tools is None and message.system is None and not message.delegates
+        is_own = self._ceiling is None and channel_of(row.session_key) != VERIFY
+        return is_plain and is_own and message.continues is None
 
     def _model(self, row: SessionRow, acting: Acting) -> str | None:
         if row.model is not None or acting.agent is None:

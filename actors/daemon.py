@@ -9,6 +9,7 @@ daemon (rest_for_one)
 ├─ retention              permanent; throws away what has outlived its time
 ├─ timers                 permanent; ticks who is due, also when that was before a restart
 ├─ schedule               permanent; keeps a timer for each standing agent, and one for the retention
+├─ continuation           permanent, with --resume-turns; goes on with what a crash cut off
 └─ gateway (one_for_one)  connections (dynamic) and the listener
 """
 
@@ -30,8 +31,9 @@ import structlog
 import trio
 
 from actors.api import Api, Doors
+from actors.continuation import Continuation
 from actors.court import Court, Enacted, Reload
-from actors.directory import Directory, SessionSupervisor
+from actors.directory import CutOff, Directory, SessionSupervisor
 from actors.eviction import Evictor
 from actors.gateway import Gateway
 from actors.journal import Journal
@@ -108,6 +110,7 @@ class Settings:
     ttl_min: float = 30.0
     heartbeat_interval_s: float = 300.0
     heartbeat: bool = True
+    resume_turns: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,7 @@ class Wiring:
     figures: WriterFigures = field(default_factory=WriterFigures)
     memories: dict[str, StandingMemory] = field(default_factory=dict)
     hurry: trio.Event = field(default_factory=trio.Event)
+    cut_off: list[CutOff] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.enacted = Enacted(self.content)
@@ -291,7 +295,11 @@ class Wiring:
                 "ledger_writer", lambda: LedgerWriter(self._open_writer, self.figures), shutdown_s=10.0
             ),
             ChildSpec("court", self._court),
-            ChildSpec("sessions", lambda: SessionSupervisor(lambda: self.services), shutdown_s=DRAIN_S + 5),
+            ChildSpec(
+                "sessions",
+                lambda: SessionSupervisor(lambda: self.services, self.cut_off),
+                shutdown_s=DRAIN_S + 5,
+            ),
             ChildSpec("standing", self._standing_supervisor),
             ChildSpec(
                 "evictor",
@@ -300,6 +308,11 @@ class Wiring:
             ChildSpec("retention", self._retention),
             ChildSpec("timers", self._timers),
             ChildSpec("schedule", self._schedule),
+            *(
+                [ChildSpec("continuation", lambda: Continuation(lambda: self.directory, self.cut_off))]
+                if settings.resume_turns
+                else []
+            ),
             gateway,
         ]
         return ChildSpec("daemon", lambda: Trunk(self, children))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import structlog
@@ -31,7 +32,7 @@ from actors.session_services import SessionServices
 from actors.sessions import SessionActor
 from protocol.acting import resolve_acting
 from protocol.errors import AgentRunnerError, RequestError
-from store.sessions import find_session, find_session_by_id, running_turns
+from store.sessions import continuable_turns, find_session, find_session_by_id, running_turns
 
 SESSIONS_MAX: Final = 10_000
 """At most so many sessions have an actor at once."""
@@ -42,16 +43,27 @@ SHUTDOWN_S: Final = 10.0
 _log = structlog.get_logger("sessions")
 
 
-class SessionSupervisor(DynamicSupervisor):
-    """Keeps the session actors; before the first one, it records what a crash cut off."""
+@dataclass(frozen=True, slots=True)
+class CutOff:
+    """A turn that a crash cut off and that can be gone on with; `ran` says which of its calls had run."""
 
-    def __init__(self, services: Callable[[], SessionServices]) -> None:
+    session_key: str
+    turn_id: str
+    ran: str
+
+
+class SessionSupervisor(DynamicSupervisor):
+    """Keeps the session actors; before the first one, it records what a crash cut off, and adds it to `cut_off`."""
+
+    def __init__(self, services: Callable[[], SessionServices], cut_off: list[CutOff] | None = None) -> None:
         super().__init__(intensity=Intensity(max_restarts=50, within_s=10.0), max_children=SESSIONS_MAX)
         self._services = services
+        self._cut_off = cut_off
 
     async def on_start(self) -> None:
         """Recover: every turn that is recorded as running was cut off."""
         services = self._services()
+        continuable = continuable_turns(services.database)
         for turn in running_turns(services.database):
             session = find_session_by_id(services.database, turn.session_id)
             if session is None:
@@ -74,6 +86,8 @@ class SessionSupervisor(DynamicSupervisor):
                 tell=acting.mail_of,
             )
             await journal.commit()
+            if self._cut_off is not None and turn.id in continuable:
+                self._cut_off.append(CutOff(session.session_key, turn.id, interruption.ran))
             _log.warning(
                 "turn was interrupted",
                 session=session.session_key,

@@ -9,14 +9,14 @@ from typing import Any
 import apsw
 
 from actors.journal import Journal
-from actors.turn import CUT_OFF
+from actors.turn import CUT_OFF, calls_that_ran
 from protocol.acting import RUNNER
 from protocol.canonical import hash_of
 from protocol.entry import Entry
 from protocol.tiers import Tier
 from store.clock import rfc3339
 from store.ledger import read_entries
-from store.mailbox import SendMail, SettleMail, compose
+from store.mailbox import NoteDeliveredAgain, SendMail, SettleMail, compose
 from store.sessions import (
     AppendHistory,
     EndTurn,
@@ -29,10 +29,11 @@ from store.sessions import (
 
 @dataclass(frozen=True, slots=True)
 class Interruption:
-    """What is known of a cut-off turn: its calls without an outcome, by tool."""
+    """What is known of a cut-off turn: its calls without an outcome, by tool; `ran` says which had run, and how."""
 
     turn: TurnRow
     unknown: list[str]
+    ran: str
 
 
 def record_interruption(
@@ -107,8 +108,15 @@ def record_interruption(
         },
         [entry.cid],
     )
+    ran = calls_that_ran(
+        [
+            f"{entry.payload['tool']} ({entry.payload['outcome']})"
+            for entry in [*_outcomes_of_last_turn(entries), *outcomes]
+        ]
+    )
     journal.add(
         ForgetCarriedMail(session.id, turn.id),
+        NoteDeliveredAgain(turn.id, ran),
         SettleMail(turn.id, None),
         EndTurn(
             turn.id, session.id, "interrupted", entry.cid, output_hash, None, turn.usage or {}, completed
@@ -117,7 +125,7 @@ def record_interruption(
     unknown = [call.payload["tool"] for call in calls]
     if tell is not None:
         journal.add(SendMail(_notice(session, turn, unknown, tell, journal)))
-    return Interruption(turn, unknown)
+    return Interruption(turn, unknown, ran)
 
 
 def _open_calls(entries: list[Entry]) -> list[Entry]:
@@ -138,6 +146,11 @@ def _told_before(entries: list[Entry]) -> list[str]:
         or (entry.payload.get("phase"), entry.payload.get("verdict")) == ("call", "blocked")
     ]
     return found[::-1]
+
+
+def _outcomes_of_last_turn(entries: list[Entry]) -> list[Entry]:
+    of_turn = takewhile(lambda entry: entry.quality != "turn", entries)
+    return [entry for entry in of_turn if entry.quality == "tool_result"][::-1]
 
 
 def _opening(database: apsw.Connection, session_key: str) -> list[str]:

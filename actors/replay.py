@@ -70,7 +70,7 @@ async def replay(log: EventLog | None, attached: Attached, from_seq: int, emit: 
     if seen is None:
         last: dict[str, Any] = msgspec.json.decode(lines[-1]) if lines else {}
         if isinstance(attached.answer, RequestError):
-            error, lines = _ending(last, lines)
+            error, lines = _ending(last, lines, attached.answer)
         elif last.get("type") != "done":
             raise NotKeptError
     for number, line in enumerate(lines[from_seq:], 1):
@@ -81,9 +81,11 @@ async def replay(log: EventLog | None, attached: Attached, from_seq: int, emit: 
         raise error
 
 
-def _ending(last: dict[str, Any], lines: list[bytes]) -> tuple[RequestError, list[bytes]]:
+def _ending(
+    last: dict[str, Any], lines: list[bytes], answer: RequestError
+) -> tuple[RequestError, list[bytes]]:
     """Return the error that a turn ended with, and its events; what a crash cut off gets its last event here."""
     if last.get("type") == "error":
         return RequestError(last["code"] if last["code"] in CODES else "internal", last["message"]), lines
-    error = RequestError("internal", CUT_OFF)
+    error = RequestError("internal", f"{CUT_OFF}; {answer.message}")
     return error, [*lines, encode(Failed(error.code, error.message, seq=len(lines)))]

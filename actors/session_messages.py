@@ -58,7 +58,8 @@ class RunTurn:
     """Run a turn when those before it are done. `done` is answered with `(status, turn_id)` or a RequestError.
 
     The answer to the message itself is None, or `Attached` where `key` names a turn that was asked for before: then it
-    is followed and not run again; `request_hash` tells whether it was the same that was asked for. With `delegates`
+    is followed and not run again; `request_hash` tells whether it was the same that was asked for. `continues` is the
+    turn that a crash cut off and this one goes on with. With `delegates`
     the client executes those of `tools` that are not in the standard set.
     """
 
@@ -71,6 +72,7 @@ class RunTurn:
     delegates: bool = False
     key: str | None = None
     request_hash: str | None = None
+    continues: str | None = None
     followers: list[Follower] = field(default_factory=list)
 
     def take(self, event: Event) -> None:

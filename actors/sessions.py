@@ -40,6 +40,7 @@ from store.sessions import (
     SessionRow,
     TurnRow,
     UpdateSession,
+    continuation_of,
     find_session,
     find_turn,
     find_turn_by_key,
@@ -372,7 +373,7 @@ class SessionActor(Actor):
             return None
         turn, request_hash = found
         _check_same(request_hash, message)
-        return Attached(turn.id, None, _answer_of(turn))
+        return Attached(turn.id, None, self._answer_of(turn))
 
     def _follow(self, message: FollowTurn) -> Attached:
         row = self._require(message.caller)
@@ -382,7 +383,20 @@ class SessionActor(Actor):
         turn = find_turn(self._services.database, row.id, message.turn_id)
         if turn is None:
             raise RequestError("invalid_params", "`params.turn_id`: this session has no such turn")
-        return Attached(turn.id, None, _answer_of(turn))
+        return Attached(turn.id, None, self._answer_of(turn))
+
+    def _answer_of(self, turn: TurnRow) -> tuple[str, str] | RequestError:
+        """Return how a turn ended, as far as the store knows."""
+        if turn.status in ("complete", "cancelled"):
+            return turn.status, turn.id
+        continued = continuation_of(self._services.database, turn.id)
+        if continued is not None:
+            return RequestError(
+                "internal", f"turn {turn.id} was cut off and gone on with in turn {continued}"
+            )
+        return RequestError(
+            "internal", f"turn {turn.id} ended {turn.status}; send it again to have it run anew"
+        )
 
     # --- turns in line
 
@@ -462,13 +476,6 @@ def _check_same(request_hash: str | None, message: RunTurn) -> None:
             "invalid_params",
             "`params.idempotency_key`: was used for another turn; choose a new one for this one",
         )
-
-
-def _answer_of(turn: TurnRow) -> tuple[str, str] | RequestError:
-    """Return how a turn ended, as far as the store knows."""
-    if turn.status in ("complete", "cancelled"):
-        return turn.status, turn.id
-    return RequestError("internal", f"turn {turn.id} ended {turn.status}; send it again to have it run anew")
 
 
 async def _end_at(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -19,7 +19,7 @@ from protocol.entry import Entry
 from protocol.errors import CanonicalError, RequestError
 from protocol.events import Event, LedgerAppend, ToolResult, TurnStarted
 from store.clock import rfc3339
-from store.mailbox import Mail, SettleMail
+from store.mailbox import Mail, NoteDeliveredAgain, SettleMail
 from store.sessions import AddUsage, AppendHistory, BeginTurn, EndTurn, ForgetCarriedMail
 
 
@@ -37,7 +37,8 @@ class Turn:
 
     `prev_cid`: the previous turn's entry, None for the first. `root_cid`: that, or the session's opening. `sink` takes
     the numbered events and never waits. `own`: the client's messages of this turn. `delegations`: what of it the client
-    executes. `key` and `request_hash`: how a client asks for the same turn again.
+    executes. `key` and `request_hash`: how a client asks for the same turn again. `continuable`: whether it can be gone
+    on with after a crash; `continues`: the turn that this one goes on with. `ran`: its calls, each with its outcome.
     """
 
     id: str
@@ -62,6 +63,9 @@ class Turn:
     tokens_left: int | None = None
     key: str | None = None
     request_hash: str | None = None
+    continuable: bool = False
+    continues: str | None = None
+    ran: list[str] = field(default_factory=list)
     _seq: int = 0
     _blocks: list[Block] = field(default_factory=list)
     _all_blocks: list[Block] = field(default_factory=list)
@@ -126,6 +130,8 @@ class Turn:
                 started,
                 self.key,
                 self.request_hash,
+                self.continuable and not carried,
+                self.continues,
             ),
             *(
                 AppendHistory(
@@ -229,6 +235,7 @@ class Turn:
         )
 
     def _outcome_entry(self, opened: OpenCall, content: str | list[Block], outcome: str) -> Entry:
+        self.ran.append(f"{opened.use.name} ({outcome})")
         return self.journal.entry(
             "tool_result",
             opened.use.id,
@@ -277,7 +284,10 @@ class Turn:
         )
         settled = status in ("complete", "cancelled")
         if not settled and self.carried:
-            self.journal.add(ForgetCarriedMail(self.identity.session_id, self.id))
+            self.journal.add(
+                ForgetCarriedMail(self.identity.session_id, self.id),
+                NoteDeliveredAgain(self.id, calls_that_ran(self.ran)),
+            )
         self.journal.add(
             SettleMail(self.id, completed if settled else None),
             EndTurn(
@@ -316,6 +326,13 @@ class Turn:
 
 CUT_OFF = "The turn ended before this call had an outcome; whether it took effect is not known."
 """What a call without a result says in the history."""
+
+
+def calls_that_ran(calls: Sequence[str]) -> str:
+    """Say which calls of a cut-off turn had run, to whoever goes on with it."""
+    if not calls:
+        return "None of its calls had run."
+    return f"These calls had run: {', '.join(calls)}. Look before you repeat one."
 
 
 def _result_block(call_id: str, content: str | list[Block], *, is_error: bool) -> Block:

@@ -18,7 +18,7 @@ import apsw
 
 from protocol.errors import AgentRunnerError
 
-MIGRATIONS: Final = ("0001_first.sql", "0002_timers.sql", "0003_turn_keys.sql")
+MIGRATIONS: Final = ("0001_first.sql", "0002_timers.sql", "0003_resumption.sql")
 """The scripts in `store/migrations/`; number n leads from version n - 1 to version n, and 0 is an empty file."""
 
 SCHEMA_VERSION: Final = len(MIGRATIONS)

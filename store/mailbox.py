@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import apsw
@@ -36,7 +36,10 @@ UNREAD_CHARACTERS_MAX: Final = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """One message. `tier` is the trust under which it was sent, `hops` how often its thread was continued."""
+    """One message. `tier` is the trust under which it was sent, `hops` how often its thread was continued.
+
+    `again`: for mail whose turn did not end well, the calls of that turn that had run; None the first time.
+    """
 
     id: str
     sender: str
@@ -48,6 +51,7 @@ class Mail:
     expires_at: str | None
     tier: Tier
     hops: int
+    again: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +169,28 @@ class SettleMail:
                 "INSERT OR IGNORE INTO mail_receipts SELECT mail_id, reader, ? FROM mail_claims WHERE turn_id = ?",
                 (self.read_at, self.turn_id),
             )
+            if database.changes():
+                database.execute(
+                    "DELETE FROM mail_again WHERE (mail_id, reader) IN "
+                    "(SELECT mail_id, reader FROM mail_claims WHERE turn_id = ?)",
+                    (self.turn_id,),
+                )
         database.execute("DELETE FROM mail_claims WHERE turn_id = ?", (self.turn_id,))
+
+
+@dataclass(frozen=True, slots=True)
+class NoteDeliveredAgain:
+    """Note of the mail that a turn carries, before its claims end, which calls had run when it was cut off."""
+
+    turn_id: str
+    calls: str
+
+    def apply(self, database: apsw.Connection) -> None:
+        """Insert or replace."""
+        database.execute(
+            "INSERT OR REPLACE INTO mail_again SELECT mail_id, reader, ? FROM mail_claims WHERE turn_id = ?",
+            (self.calls, self.turn_id),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +259,15 @@ def unread(
         if found and size > UNREAD_CHARACTERS_MAX:
             break
         found.append(mail)
-    return found
+    if not found:
+        return found
+    again = dict(
+        database.execute(
+            f"SELECT mail_id, calls FROM mail_again WHERE reader = ? AND mail_id IN ({','.join('?' * len(found))})",
+            (reader.id, *(mail.id for mail in found)),
+        )
+    )
+    return [replace(mail, again=again[mail.id]) if mail.id in again else mail for mail in found]
 
 
 def count_unread(database: apsw.Connection, reader: Reader, now: str) -> int:

@@ -134,12 +134,14 @@ class BeginTurn:
     started_at: str
     key: str | None = None
     request_hash: str | None = None
+    continuable: bool = False
+    continues: str | None = None
 
     def apply(self, database: apsw.Connection) -> None:
         """Insert and mark."""
         database.execute(
             "INSERT INTO turns (id, session_id, seq, status, prev_cid, input_hash, started_at, idempotency_key, "
-            "request_hash) VALUES (?,?,?,?,?,?,?,?,?)",
+            "request_hash, continuable, continues) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
             (
                 self.id,
                 self.session_id,
@@ -150,6 +152,8 @@ class BeginTurn:
                 self.started_at,
                 self.key,
                 self.request_hash,
+                int(self.continuable),
+                self.continues,
             ),
         )
         database.execute(
@@ -420,6 +424,20 @@ def running_turns(database: apsw.Connection) -> list[TurnRow]:
     return [
         _turn_row(row) for row in database.execute(f"{_TURN} WHERE status = 'running' ORDER BY started_at")
     ]
+
+
+def continuable_turns(database: apsw.Connection) -> set[str]:
+    """Return the ids of the running turns that can be gone on with after a crash."""
+    return {
+        str(row[0])
+        for row in database.execute("SELECT id FROM turns WHERE status = 'running' AND continuable = 1")
+    }
+
+
+def continuation_of(database: apsw.Connection, turn: str) -> str | None:
+    """Return the id of the turn that went on with a cut-off one, or None."""
+    row = database.execute("SELECT id FROM turns WHERE continues = ?", (turn,)).fetchone()
+    return None if row is None else str(row[0])
 
 
 def turns_of(database: apsw.Connection, session: str) -> list[TurnRow]:

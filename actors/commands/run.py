@@ -75,6 +75,13 @@ from store.root import Root, lay_out
     show_envvar=True,
     help="Do not look; mail still wakes its reader at once.",
 )
+@click.option(
+    "--resume-turns",
+    is_flag=True,
+    envvar="AGENT_RUNNER_RESUME_TURNS",
+    show_envvar=True,
+    help="Go on with the turns that a crash cut off, each in a turn of its own.",
+)
 @with_root
 def command(
     root: Root,
@@ -85,6 +92,7 @@ def command(
     ttl_min: float,
     heartbeat_interval_s: float,
     no_heartbeat: bool,
+    resume_turns: bool,
 ) -> None:
     """Run the daemon in the foreground, laying out the root first where that was not done yet.
 
@@ -102,6 +110,7 @@ def command(
         ttl_min=ttl_min,
         heartbeat_interval_s=heartbeat_interval_s,
         heartbeat=not no_heartbeat,
+        resume_turns=resume_turns,
     )
     with log_to(
         sys.stderr, file=root.log_file, on_terminal=sys.stderr.isatty(), coloured=is_coloured(sys.stderr)

@@ -86,4 +86,7 @@ def _board(lines: Sequence[str]) -> str:
 
 def mail_text(mail: Mail) -> str:
     """Return a message as the agent that it is delivered to reads it."""
-    return f"[mailbox from {mail.sender}] {mail.subject}\n{mail.body}"
+    text = f"[mailbox from {mail.sender}] {mail.subject}\n{mail.body}"
+    if mail.again is None:
+        return text
+    return f"{text}\n\n[delivered again: the turn that carried this did not end well. {mail.again}]"

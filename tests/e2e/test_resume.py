@@ -11,7 +11,16 @@ import trio
 from actors.client import Client, DisconnectedError, Reply
 from protocol.errors import RequestError
 from tests.support.daemon import Daemon, Seen, check_stream, open_session, run_turn
-from tests.support.model_server import ModelServer, says, status
+from tests.support.model_server import (
+    ModelServer,
+    Response,
+    Stall,
+    calls,
+    message_start,
+    says,
+    status,
+    text_block,
+)
 
 QUIET = ("--backend", "rehearsal", "--no-heartbeat")
 
@@ -216,3 +225,107 @@ async def test_a_folder_that_takes_no_events_fails_no_turn(house: Daemon):
         gone = await follow(resumed(client, key, seen.events[0]["turn_id"], 0))
         assert gone.error is not None
         assert "not kept" in gone.error.message
+
+
+async def test_a_turn_cut_off_between_calls_is_gone_on_with_once_and_its_client_learns_where(
+    house: Daemon, model: ModelServer
+):
+    house.environment |= {"ANTHROPIC_API_KEY": "test-key", "ANTHROPIC_BASE_URL": model.url}
+    arguments = ("--backend", "anthropic", "--no-heartbeat", "--resume-turns")
+    stalled = Response((message_start(), *text_block(0, "I was about to"), Stall()))
+    model.script(calls("write_file", {"path": "workspaces/shared/note.txt", "content": "one"}), stalled)
+    await house.start(*arguments)
+    async with house.operator() as client:
+        key = await open_session(client, "calli", session_key="calli:resume:10")
+        reply = client.turn({"session_key": key, "message": "write a note, then report"})
+        seen = Seen()
+        with trio.fail_after(30), pytest.raises(DisconnectedError):  # noqa: PT012 - until it breaks
+            async for event in reply:
+                seen.events.append(event)
+                if event["type"] == "text_delta":
+                    await house.kill()
+    # Its agent is woken as well, by the notice that a turn of its was interrupted.
+    model.script(says("The note is written."), says("The note is written."))
+    await house.start(*arguments)
+    states = "SELECT status FROM turns JOIN sessions s ON s.id = session_id WHERE session_key = ? ORDER BY turns.seq"
+    await house.until(lambda: _is(house, states, key, [("interrupted",), ("complete",)]))
+    [asked] = [
+        request.body["messages"] for request in model.requests[2:] if "[from the runner]" in str(request.body)
+    ]
+    assert [block["type"] for message in asked[1:3] for block in message["content"]] == [
+        "tool_use",
+        "tool_result",
+    ]
+    assert "write_file (completed)" in str(asked[-1]["content"])
+    async with house.operator() as client:
+        cut = await follow(resumed(client, key, seen.events[0]["turn_id"], 0))
+        assert cut.events[: len(seen.events)] == seen.events
+        assert cut.error is not None
+        continued = cut.error.message.rpartition(" ")[2]
+        whole = await follow(resumed(client, key, continued, 0))
+        check_stream(whole)
+        assert whole.text == "The note is written."
+    assert (await house.verify()).ok
+
+
+async def _is(house: Daemon, statement: str, key: str, wanted: list[tuple[Any, ...]]) -> bool:
+    return await house.rows(statement, key) == wanted
+
+
+async def test_without_the_option_nothing_is_gone_on_with(house: Daemon):
+    await house.start(*QUIET)
+    async with house.operator() as client:
+        key = await open_session(client, "calli", session_key="calli:resume:11")
+        await follow(client.turn({"session_key": key, "message": "slow 400 10ms"}), stop_at=60)
+        await house.kill()
+    await house.start(*QUIET)
+    async with house.operator() as client:
+        await run_turn(client, key)
+    states = "SELECT status FROM turns JOIN sessions s ON s.id = session_id WHERE session_key = ? ORDER BY turns.seq"
+    assert await house.rows(states, key) == [("interrupted",), ("complete",)]
+
+
+async def test_a_turn_with_its_clients_own_tools_is_not_gone_on_with(house: Daemon):
+    await house.start(*QUIET, "--resume-turns")
+    async with house.operator() as client:
+        key = await open_session(client, "calli", session_key="calli:resume:12")
+        tool = {"name": "look", "description": "looks", "input_schema": {"type": "object"}}
+        await follow(
+            client.turn({"session_key": key, "message": "slow 400 10ms", "tools": [tool]}), stop_at=40
+        )
+        await house.kill()
+    await house.start(*QUIET, "--resume-turns")
+    async with house.operator() as client:
+        await run_turn(client, key)
+    states = "SELECT status FROM turns JOIN sessions s ON s.id = session_id WHERE session_key = ? ORDER BY turns.seq"
+    assert await house.rows(states, key) == [("interrupted",), ("complete",)]
+
+
+async def test_mail_that_comes_again_says_so_with_the_calls_that_had_run(house: Daemon, model: ModelServer):
+    house.environment |= {"ANTHROPIC_API_KEY": "test-key", "ANTHROPIC_BASE_URL": model.url}
+    arguments = ("--backend", "anthropic", "--no-heartbeat")
+    stalled = Response((message_start(), *text_block(0, "I was about to"), Stall()))
+    model.script(calls("post_board", {"content": "looking"}), stalled)
+    await house.start(*arguments)
+    async with house.operator() as client:
+        await client.call("mail.send", {"to": "reed", "subject": "disk", "body": "It is full."})
+        with trio.fail_after(15):
+            await model.wait_for(lambda server: len(server.requests) == 2)
+        await house.until(lambda: house.entries(entity_id="reed:cli:local", quality="tool_result"))
+        await house.kill()
+    first = str(model.requests[0].body["messages"])
+    assert "delivered again" not in first
+    model.script(says("Done."))
+    await house.start(*arguments)
+    with trio.fail_after(15):
+        await model.wait_for(lambda server: len(server.requests) == 3)
+    [mail] = [
+        block["text"]
+        for message in model.requests[2].body["messages"]
+        for block in message["content"]
+        if isinstance(block, dict) and "It is full." in block.get("text", "")
+    ]
+    assert "delivered again" in mail
+    assert "post_board (completed)" in mail
+    await house.until(lambda: house.rows("SELECT 1 FROM mail_receipts WHERE reader = 'reed'"))
+    assert await house.rows("SELECT * FROM mail_again") == []
