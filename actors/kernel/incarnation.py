@@ -69,7 +69,7 @@ class Incarnation:
         self.pending: set[Future] | None = None
         self.fault: BaseException | None = None
         self.killed = False
-        self.leaving = False
+        self.leaving = False  # it goes in order: to leave memory, or because it was asked to stop
         self.stuck = False  # it ignored its cancellation
         self.phase = "starting"
         self.ended: trio.Event | None = None
@@ -177,6 +177,7 @@ class Incarnation:
     async def _end(self) -> ExitReason:
         """End children, tasks and hooks, in this order, and return the reason."""
         self.phase = "stopping"
+        self.leaving = self.fault is None and not self.killed
         actor = self.actor
         self._orphan_current()
         if actor.drains:
@@ -249,7 +250,7 @@ class Incarnation:
         ref.asking = ()
         ref.last_reason = str(reason)
         # A stop that somebody asked for outlives a crash that came first; one by the supervisor is its own affair.
-        if reason.is_normal or ref.stop_kind is ExitKind.SHUTDOWN:
+        if self.leaving or ref.stop_kind is ExitKind.SHUTDOWN:
             ref.stop_kind = None
         ref.announce_end(self.generation, reason)
         ref.system.report_exit(

@@ -349,7 +349,9 @@ class Ref(pykka.ActorRef[Any]):
         """Mark that the actor left memory: the next message has its supervisor bring it back."""
         self.condition = "passive"
         self.mailbox.room = -1
-        if self.mailbox.lane or self.mailbox.control:
+        # A stop signal that is left over from the incarnation that went is no reason to come back.
+        signals = any(signal is not STOP for signal in self.mailbox.control or ())
+        if self.mailbox.lane or signals or self.stop_kind is not None:
             self._activate()
 
     def park(self) -> None:

@@ -293,7 +293,8 @@ class Supervisor(Actor):
             child.ref.passivate()
         elif child.attended and not exited.started:
             self._end_child(child, reason.exception)
-            self._children.pop(child.spec.id, None)
+            if exited.generation == 1:  # it never was; one that failed in restart_child may be tried again
+                self._children.pop(child.spec.id, None)
         elif child.spec.restart is Restart.PERMANENT or (
             child.spec.restart is Restart.TRANSIENT and not reason.is_normal
         ):

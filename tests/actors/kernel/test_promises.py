@@ -1,0 +1,67 @@
+"""Promises that the state machine found broken, each alone."""
+
+import pytest
+from trio.testing import wait_all_tasks_blocked
+
+from actors.kernel import ChildSpec, ChildStartError, Restart, Supervisor, open_system
+from tests.actors.kernel.recorder import Recorder, one
+
+
+async def test_actor_that_leaves_memory_twice_over_stays_out_of_it():
+    log = []
+    async with open_system(one(lambda: Recorder(log))) as system:
+        ref = system.supervisor.child("a")
+
+        async def leave_twice(actor):
+            actor.passivate()
+            actor.passivate()
+
+        await ref.ask(("run", leave_twice))
+        await wait_all_tasks_blocked()
+        assert ref.state == "passive"
+        assert log == ["actor start", "actor stop"]
+
+
+async def test_stop_that_crashed_on_its_way_does_not_end_a_later_incarnation():
+    log = []
+
+    class Clumsy(Recorder):
+        async def on_stop(self):
+            await super().on_stop()
+            if log.count("actor stop") == 1:
+                raise OSError("in on_stop")
+
+    async def leave(actor):
+        actor.passivate()
+
+    async with open_system(one(lambda: Clumsy(log), restart=Restart.TRANSIENT)) as system:
+        ref = system.supervisor.child("a")
+        ref.stop()
+        await wait_all_tasks_blocked()
+        await ref.ask(("run", leave))
+        await wait_all_tasks_blocked()
+        assert ref.state == "passive"
+        assert await ref.ask("comes back") == "comes back"
+
+
+async def test_child_that_fails_in_restart_child_can_be_restarted_again():
+    log = []
+
+    class Moody(Recorder):
+        async def on_start(self):
+            if log.count("actor start") == 1 and "well" not in log:
+                raise OSError("not today")
+            await super().on_start()
+
+    async with open_system(ChildSpec("root", lambda: Supervisor([ChildSpec("a", lambda: Moody(log))]))) as system:
+        root = system.supervisor
+        ref = root.child("a")
+        await root.terminate_child("a")
+        with pytest.raises(ChildStartError):
+            await root.restart_child("a")
+        await wait_all_tasks_blocked()
+        assert root.child("a") is ref
+        assert not ref.is_alive()
+        log.append("well")
+        assert await root.restart_child("a") is ref
+        assert await ref.ask("up") == "up"
