@@ -10,7 +10,7 @@ import trio
 
 from actors.court import Enacted
 from actors.kernel import Actor, ActorDeadError, Timer, TimersRef
-from actors.kernel.timers import INTERVAL_MAX_S, INTERVAL_MIN_S
+from actors.kernel.timer import INTERVAL_MAX_S, INTERVAL_MIN_S
 from actors.retention import INTERVAL_S as RETENTION_INTERVAL_S
 from actors.standing import RosterEnacted
 from protocol.errors import AgentRunnerError

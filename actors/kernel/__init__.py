@@ -29,7 +29,8 @@ from actors.kernel.signals import Down, Exit, ExitKind, ExitReason
 from actors.kernel.supervisor import Supervisor
 from actors.kernel.system import DeadLetter, DeadLetters, System, open_system, run
 from actors.kernel.thread_actor import ThreadActor
-from actors.kernel.timers import Tick, Timer, Timers, TimersRef, TimerState, TimerStore
+from actors.kernel.timer import Tick, Timer, TimersRef, TimerState, TimerStore
+from actors.kernel.timers import Timers
 from actors.kernel.tree import TreeNode
 from actors.kernel.worker import ThreadWorker, Worker
 

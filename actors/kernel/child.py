@@ -57,8 +57,8 @@ class Intensity:
 class Backoff:
     """Delay before a restart: none for the first in a row, then `first_s` growing by `factor` up to `max_s`.
 
-    `jitter` is the share, 0 to 1, by which each delay varies either way. A row ends when a child stayed up for as
-    long as its restart window.
+    `jitter` is the share, 0 to 1, by which each delay varies either way. A row ends when a child stayed up for longer
+    than its restart window.
     """
 
     first_s: float = 0.1

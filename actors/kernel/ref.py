@@ -146,7 +146,7 @@ class Ref(pykka.ActorRef[Any]):
             lane.append(Envelope(message, None, system.now()))
             if mailbox.reader is not None:
                 mailbox.wake()
-        elif self._has_room(None):
+        elif self._has_room(None, message):
             mailbox.put(Envelope(message, None, system.now()))
 
     async def send(self, message: Any) -> None:
@@ -186,7 +186,7 @@ class Ref(pykka.ActorRef[Any]):
         try:
             future = Future(system)
             envelope = Envelope(message, future, system.now())
-            if len(mailbox.lane) < mailbox.room or self._has_room(future):
+            if len(mailbox.lane) < mailbox.room or self._has_room(future, message):
                 mailbox.put(envelope)
             else:
                 try:
@@ -203,12 +203,12 @@ class Ref(pykka.ActorRef[Any]):
             if asker is not None:
                 self._asked(asker)
 
-    def _has_room(self, future: Future | None) -> bool:
+    def _has_room(self, future: Future | None, message: Any) -> bool:
         """Decide over a message that did not find the plain case; false if the caller has to wait or it is gone."""
         mailbox = self.mailbox
         if self.condition == "dead":
             if future is None:
-                self.system.dead_letters.undelivered(self, "told to a dead actor")
+                self.system.dead_letters.undelivered(self, "told to a dead actor", message)
             raise dead_error(self.path)
         if future is not None and self.condition == "parked" and self.incarnation is None:
             raise self._parked_error()
@@ -223,7 +223,7 @@ class Ref(pykka.ActorRef[Any]):
             return False
         mailbox.dropped += 1
         if mailbox.overflow is Overflow.DROP_NEW and future is None:
-            self.system.dead_letters.dropped(self, "mailbox full")
+            self.system.dead_letters.dropped(self, "mailbox full", message)
             return False
         raise MailboxFullError(self.path, mailbox.size_max)
 
@@ -241,12 +241,12 @@ class Ref(pykka.ActorRef[Any]):
         mailbox = self.mailbox
         system = self.system
         if self.condition == "dead":
-            system.run_soon(system.dead_letters.undelivered, self, "told to a dead actor")
+            system.run_soon(system.dead_letters.undelivered, self, "told to a dead actor", message)
             raise dead_error(self.path)
         if mailbox.is_full:
             if mailbox.overflow is Overflow.DROP_NEW:
                 mailbox.dropped += 1
-                system.run_soon(system.dead_letters.dropped, self, "mailbox full")
+                system.run_soon(system.dead_letters.dropped, self, "mailbox full", message)
                 return
             if mailbox.overflow is not Overflow.DROP_OLD:
                 raise MailboxFullError(self.path, mailbox.size_max)
@@ -415,7 +415,10 @@ class Ref(pykka.ActorRef[Any]):
         return lambda: self.monitors.discard(watcher) if self.monitors is not None else None
 
     def link(self, partner: "Ref") -> None:
-        """Tie two actors: when an incarnation of one ends abnormally, that of the other does, or receives Exit."""
+        """Tie two actors: when an incarnation of one ends abnormally, that of the other does.
+
+        One that traps exits receives Exit instead, for every end.
+        """
         if self.condition == "dead":
             partner.receive_exit(
                 Exit(self, self.generation, ExitReason(ExitKind.NOT_ALIVE), (self, self.generation))

@@ -288,11 +288,13 @@ async def open_system(
     workers: Callable[[str], Worker] = ThreadWorker,
     on_stuck: Callable[[list[str]], None] | None = None,
 ) -> AsyncIterator[System]:
-    """Run a tree of actors for the length of an `async with`, which begins once the root's `on_start` returned.
+    """Run a tree of actors for the length of an `async with`.
 
-    Leaving the block, raising in it, or cancelling it from outside stops the tree in reverse start order, each child
-    within its own deadline. If the root ends by itself the block is cancelled. Raises ChildStartError when the root
-    does not start, RootFailedError when it crashed, and a KeyboardInterrupt or SystemExit of any actor.
+    The block begins once the root has started, and with a supervisor its children. Leaving it, raising in it, or
+    cancelling it from outside stops the tree in reverse start order, each child within its own deadline. If the root
+    ends by itself the block is cancelled. Raises ChildStartError when the root does not start, RootFailedError when it
+    crashed, and a KeyboardInterrupt or SystemExit of any actor.
+
     `rng` gives the jitter of restarts, `workers` makes the thread of an actor by its name; pass others where runs
     must repeat. When the root has ended and actors that ignore their cancellation still run, the block cannot be left:
     `on_stuck` gets their paths and may end the process.

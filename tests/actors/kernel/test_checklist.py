@@ -523,3 +523,41 @@ async def test_ring_of_links_that_is_killed_at_one_instant_comes_back_whole():
         for ref in refs:
             assert await ref.ask("up") == "up"
         assert {ref.generation for ref in refs} == {2}
+
+
+# --- dead letters
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_dead_letter_says_for_whom_of_which_type_and_why_and_nothing_of_the_content(threaded):
+    class Dropping(Recorder):
+        mailbox_size_max = 1
+        mailbox_overflow = Overflow.DROP_NEW
+
+    gate = trio.Event()
+
+    async def hold(_actor):
+        await gate.wait()
+
+    async def tell(ref, message):
+        if threaded:
+            await trio.to_thread.run_sync(ref.tell, message)
+        else:
+            ref.tell(message)
+
+    async with open_system(one(lambda: Dropping([]), shutdown_s=0)) as system:
+        a = system.supervisor.child("a")
+        a.tell(("run", hold))
+        await wait_all_tasks_blocked()
+        for message in ("kept until the end", 1.5):
+            await tell(a, message)
+        await system.supervisor.terminate_child("a")
+        with pytest.raises(ActorDeadError):
+            await tell(a, b"secret")
+        await wait_all_tasks_blocked()
+        assert [(letter.path, letter.message_type, letter.why) for letter in system.dead_letters.recent] == [
+            ("root/a", "float", "mailbox full"),
+            ("root/a", "str", "the actor ended first"),
+            ("root/a", "bytes", "told to a dead actor"),
+        ]
+        assert (system.dead_letters.undelivered_count, system.dead_letters.dropped_count) == (2, 1)
