@@ -6,7 +6,7 @@ Exception
 ├── pykka.Timeout
 │   └── AskTimeoutError             no answer in time; the question is withdrawn
 └── KernelError
-    ├── MailboxFullError            the bounded mailbox had no room and its policy does not wait
+    ├── MailboxFullError            the bounded mailbox had no room, and the call does not wait
     ├── AskCycleError               the question would wait for its own asker
     ├── AlreadyAnsweredError        a future was set twice
     ├── LinkedExitError             crash reason of an actor whose linked partner ended
@@ -64,7 +64,7 @@ class KernelError(Exception):
 
 
 class MailboxFullError(KernelError):
-    """The mailbox of `address` holds `size_max` messages and its policy does not wait for room."""
+    """The mailbox of `address` holds `size_max` messages, and neither its policy nor the call waits for room."""
 
     def __init__(self, address: str, size_max: int) -> None:
         super().__init__(
