@@ -81,6 +81,7 @@ from store.database import open_reader, open_writer
 from store.event_log import EventLog
 from store.ledger import last_timestamp, read_entries
 from store.mailbox import Mail
+from store.restore import finish_restore
 from store.root import Lock, Root, RunnerFile, checked_platform, lay_out, session_secret
 from store.version import program_version
 from store.workspace import Protected
@@ -364,6 +365,8 @@ async def open_daemon(
     runs then.
     """
     root = settings.root
+    if finish_restore(root):
+        _log.warning("a restore that was cut off is finished", root=str(root.path))
     if not root.token_file.exists():
         # Only what was never laid out: content that is gone from a root is missed, not replaced without a word.
         lay_out(root)

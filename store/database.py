@@ -79,6 +79,34 @@ def open_reader(path: Path) -> apsw.Connection:
     return connection
 
 
+def open_of_any_version(path: Path) -> apsw.Connection:
+    """Open a database for reading whose schema is this program's or an older one, to copy or to check it.
+
+    Raises StorageError when there is none, it is no database of this program, or it is newer.
+    """
+    try:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        _configure(connection)
+        connection.execute("PRAGMA trusted_schema = OFF")
+        version = connection.pragma("user_version")
+    except apsw.Error as error:
+        raise StorageError(f"cannot read {path}: {error}; check the disk, or restore a backup") from error
+    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+        connection.close()
+        raise StorageError(
+            f"{path} has schema version {version}, this program knows {SCHEMA_VERSION}; use the newer program"
+        )
+    return connection
+
+
+def schema_of(connection: apsw.Connection) -> list[tuple[str, str, str]]:
+    """Return what a database is made of: type, name and statement of each table, index and trigger, in order."""
+    rows = connection.execute(
+        "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name"
+    )
+    return [(str(kind), str(name), str(statement)) for kind, name, statement in rows]
+
+
 def _migrate(connection: apsw.Connection, path: Path) -> None:
     """Bring the schema to SCHEMA_VERSION, one transaction a step: what is cut off leaves the version before it."""
     for number in range(_version(connection, path) + 1, SCHEMA_VERSION + 1):

@@ -90,6 +90,11 @@ class Root:
         return self.state / "events"
 
     @property
+    def restore_plan(self) -> Path:
+        """What is left to do of a restore; there only while one is under way, or where one was cut off."""
+        return self.state / "restore.json"
+
+    @property
     def keys(self) -> Path:
         """Secret keys (0700)."""
         return self.state / "keys"

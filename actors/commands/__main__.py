@@ -32,6 +32,8 @@ COMMANDS: Final = {
     "ledger": "Read, count and verify the ledger.",
     "usage": "Show the tokens that were spent.",
     "logs": "Show the daemon's log.",
+    "backup": "Write everything that a root holds to one file.",
+    "restore": "Let a root hold what a backup holds.",
     "doctor": "See whether the daemon can run here, and what to mend.",
     "completion": "Print the completion script of a shell.",
 }

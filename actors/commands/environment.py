@@ -86,6 +86,10 @@ def open_store(root: Root) -> apsw.Connection | None:
 
     Raises RootError where there is no root at all, StorageError where the database cannot be read.
     """
+    if root.restore_plan.exists():
+        raise RootError(
+            f"a restore of {root.path} was cut off; `{typed(root, 'run')}` finishes it, or `restore` once more"
+        )
     if root.database.is_file():
         return open_reader(root.database)
     if not (root.platform.is_dir() or root.workspaces.is_dir()):
