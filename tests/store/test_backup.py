@@ -26,6 +26,7 @@ from store.root import AlreadyRunningError, Lock, Root, RootError, lay_out
 from tests.support.storage import a_chain, an_entry, commit
 
 ENTRIES = 7
+HERE = Path(__file__).parent
 
 
 @pytest.fixture
@@ -143,8 +144,11 @@ def test_files_that_were_not_in_the_backup_are_aside_and_not_among_the_restored(
     make_backup(root, tmp_path / "out.tar")
     (root.workspaces / "later").mkdir()
     (root.workspaces / "later" / "new.md").write_text("new")
+    root.events.mkdir()
+    (root.events / "of a turn").write_text("that may go otherwise")
     restored = restore_backup(root, tmp_path / "out.tar")
     assert not (root.workspaces / "later").exists()
+    assert not root.events.exists()
     assert restored.aside is not None
     assert (restored.aside / "workspaces/later/new.md").read_text() == "new"
 
@@ -417,6 +421,23 @@ def test_content_that_no_daemon_would_start_with_is_restored_with_a_warning(root
     make_backup(root, tmp_path / "out.tar")
     [warning, *_] = restore_backup(Root(tmp_path / "other"), tmp_path / "out.tar").inspected.warnings
     assert warning.startswith("platform/constitution.yaml:1")
+
+
+def test_a_backup_of_an_older_schema_is_migrated_where_it_is_restored(tmp_path: Path):
+    old = Root(tmp_path / "old")
+    lay_out(old)
+    database = apsw.Connection(str(old.database))
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute((HERE / "schema_version_1.sql").read_text(encoding="utf-8"))
+    database.execute("PRAGMA user_version = 1")
+    a_chain(database, ENTRIES)
+    database.close()
+    assert make_backup(old, tmp_path / "out.tar").manifest.schema_version == 1
+    other = Root(tmp_path / "other")
+    assert restore_backup(other, tmp_path / "out.tar").inspected.manifest.schema_version == 1
+    assert entries(other) == ENTRIES  # which only a database of this version can be asked
+    # What was backed up is as it was.
+    assert apsw.Connection(str(old.database)).pragma("user_version") == 1
 
 
 # --- cut off in the middle
