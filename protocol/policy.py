@@ -66,7 +66,7 @@ beginnings of those paths in it that are not settled so, and every letter that c
 class _Access:
     """The folders of a session for one act, reading or writing; all of what can be known of a path by its letters."""
 
-    __slots__ = ("_barred", "_root_prefix", "_word", "_write", "absolute", "lets", "relative")
+    __slots__ = ("_barred", "_root_prefix", "_word", "_write", "absolute", "lets", "relative", "sure")
 
     def __init__(
         self,
@@ -87,6 +87,10 @@ class _Access:
         self.relative = tuple(self._folder("", path) for path in longest_first)
         self.absolute = (
             () if root_prefix is None else tuple(self._folder(root_prefix, path) for path in longest_first)
+        )
+        # The beginnings behind which nothing else stands: most paths are settled by one look at these.
+        self.sure = tuple(
+            prefix for prefix, _, lets, doubts, _ in (*self.relative, *self.absolute) if lets and not doubts
         )
 
     def _folder(self, root_prefix: str, path: str) -> _Folder:
@@ -118,7 +122,7 @@ def _is_within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder + "/")
 
 
-_Paths = tuple[tuple[str, tuple[_Folder, ...], tuple[_Folder, ...], _Access], ...]
+_Paths = tuple[tuple[str, tuple[str, ...], tuple[_Folder, ...], tuple[_Folder, ...], _Access], ...]
 _Plan = tuple[Verdict, tuple[_Paths, _Steps] | None]
 """For one tool: the verdict where no rule about arguments decides, then the path arguments with the folders that they
 are held to and the rules about arguments that stand above it; None where the arguments can change nothing."""
@@ -185,7 +189,7 @@ class Gate:
             verdict = self._decide(verdict, paths, steps, arguments)
             if not verdict.allowed:
                 return verdict
-        for name, relative, absolute, access in paths:
+        for name, sure, relative, absolute, access in paths:
             path = arguments.get(name)
             if path is None:
                 continue
@@ -196,6 +200,8 @@ class Gate:
             # and even there not behind a name that begins with another letter than all that stands inside.
             evident = False
             if "/.." not in path:
+                if path.startswith(sure):
+                    continue
                 for prefix, size, lets, doubts, letters in absolute if path[:1] == "/" else relative:
                     if path[:size] == prefix:
                         evident = lets and not (
@@ -251,7 +257,7 @@ class Gate:
         plan: _Plan = (final, None)
         if steps or (final.allowed and path_arguments):
             paths = tuple(
-                (name, access.relative, access.absolute, access)
+                (name, access.sure, access.relative, access.absolute, access)
                 for name, word in path_arguments.items()
                 for access in [self._reading if word == "read" else self._writing]
             )
