@@ -22,7 +22,7 @@ import apsw
 from actors.runtime.anthropic_environment import read_environment
 from protocol.errors import AgentRunnerError, ConfigurationError
 from store.content import MANDATES, PROSE, ROSTER, RULES, ContentError, load_content
-from store.database import open_reader
+from store.database import OutdatedError, open_reader
 from store.figures import database_bytes
 from store.keeper import find_keeper
 from store.kernel_features import has_openat2, landlock_abi
@@ -272,6 +272,12 @@ def _database(examined: Examined) -> Iterator[Finding]:
         database = open_reader(path)
         pages = database.pragma("page_count")
         database.close()
+    except OutdatedError as error:
+        yield _warning(
+            "database",
+            str(error),
+            "The next start brings it up to date; make a backup first, if you may go back.",
+        )
     except (AgentRunnerError, apsw.Error) as error:
         yield _failed(
             "database", str(error), "`agent-runner ledger verify` says how far it is whole; restore a backup."

@@ -6,11 +6,14 @@ import datetime as dt
 from collections.abc import Callable, Sequence
 
 import apsw
+import structlog
 
 from actors.kernel import Ref, Timer
 from actors.ledger_writer import commit
 from store.clock import parse_rfc3339, rfc3339
 from store.timers import DeleteTimers, SaveTimers, TimerRow, stored_timers
+
+_log = structlog.get_logger("schedule")
 
 
 class TimerTable:
@@ -21,11 +24,16 @@ class TimerTable:
         self._writer = writer
 
     async def load(self) -> list[Timer]:
-        """Return every timer of the table."""
-        return [
-            Timer(row.name, row.target, parse_rfc3339(row.due_at).timestamp(), row.interval_s, row.payload)
-            for row in stored_timers(self._database())
-        ]
+        """Return every timer of the table; a row that is none is logged, and left for who starts it anew."""
+        timers = []
+        for row in stored_timers(self._database()):
+            try:
+                due_at = parse_rfc3339(row.due_at).timestamp()
+                timers.append(Timer(row.name, row.target, due_at, row.interval_s, row.payload))
+            except ValueError as error:
+                # One row that somebody changed by hand must not keep the daemon from starting.
+                _log.warning("timer cannot be read", timer=row.name, problem=str(error))
+        return timers
 
     async def save(self, changed: Sequence[Timer], removed: Sequence[str]) -> None:
         """Write timers and delete others; raises StorageError when the disk refused, nothing has changed then."""

@@ -35,6 +35,10 @@ class StorageError(AgentRunnerError):
         self.message = message
 
 
+class OutdatedError(StorageError):
+    """The database is of an earlier version: whoever only reads has to wait until a daemon has migrated it."""
+
+
 def _configure(connection: apsw.Connection) -> None:
     connection.set_busy_timeout(BUSY_TIMEOUT_MS)
     connection.execute("PRAGMA foreign_keys = ON")
@@ -62,7 +66,10 @@ def open_writer(path: Path) -> apsw.Connection:
 
 
 def open_reader(path: Path) -> apsw.Connection:
-    """Open the database for reading only; raises StorageError when there is none or it is unusable."""
+    """Open the database for reading only.
+
+    Raises StorageError when there is none or it is unusable, OutdatedError when a daemon has to migrate it first.
+    """
     if not path.is_file():
         raise StorageError(f"there is no database at {path}; start the daemon once with `agent-runner run`")
     try:
@@ -72,10 +79,11 @@ def open_reader(path: Path) -> apsw.Connection:
     except apsw.Error as error:
         raise StorageError(f"cannot read {path}: {error}; check the disk, or restore a backup") from error
     if version != SCHEMA_VERSION:
-        raise StorageError(
-            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
-            "start the daemon of this version once, or use the newer program"
-        )
+        connection.close()
+        found = f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}"
+        if isinstance(version, int) and version < SCHEMA_VERSION:
+            raise OutdatedError(f"{found}; start the daemon of this version once with `agent-runner run`")
+        raise StorageError(f"{found}; use the newer program")
     return connection
 
 

@@ -264,3 +264,14 @@ async def test_timer_that_nobody_wants_any_more_is_not_kept_by_the_schedule(
     async with open_office(tmp_path / "root", wall=Wall()) as office:
         await settled()
         assert "heartbeat/nobody" not in due(office)
+
+
+async def test_row_that_is_no_timer_keeps_nobody_from_starting_and_is_mended(
+    tmp_path: Path, autojump_clock: MockClock
+):
+    async with open_office(tmp_path / "root") as office:
+        bad = TimerRow("heartbeat/reed", "standing/reed", "", "tomorrow", 300.0)
+        await commit(office.writer, SaveTimers([bad]))
+    async with open_office(tmp_path / "root", wall=Wall()) as office:
+        await settled()
+        assert due(office)["heartbeat/reed"] == HEARTBEAT_S

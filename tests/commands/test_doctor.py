@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from actors import diagnosis
@@ -150,6 +151,17 @@ def test_what_is_too_old_or_too_full_fails(
     monkeypatch.setattr(diagnosis, "FREE_BYTES_MIN", 2**80)
     lines = look(agent_runner, root, port, code=1)
     assert [lines[name][0]["state"] for name in ("python", "sqlite", "disk")] == ["failed"] * 3
+
+
+def test_a_database_of_an_earlier_version_is_for_the_next_start_to_mend(
+    agent_runner: AgentRunner, stored: Root, port: str
+) -> None:
+    database = apsw.Connection(str(stored.database))
+    database.execute("PRAGMA user_version = 1")
+    database.close()
+    [line] = look(agent_runner, stored, port)["database"]
+    assert line["state"] == "warning"
+    assert "schema version 1" in line["text"]
 
 
 def test_a_file_that_is_no_database_fails(agent_runner: AgentRunner, root: Root, port: str) -> None:

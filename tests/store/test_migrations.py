@@ -11,7 +11,7 @@ import apsw
 import pytest
 
 from store import database as opened
-from store.database import MIGRATIONS, SCHEMA_VERSION, StorageError, open_reader, open_writer
+from store.database import MIGRATIONS, SCHEMA_VERSION, OutdatedError, StorageError, open_reader, open_writer
 
 HERE = Path(__file__).parent
 SCRIPTS = Path(opened.__file__).parent / "migrations"
@@ -122,7 +122,7 @@ def test_migrated_database_has_every_row_and_the_schema_of_a_fresh_one(old: Path
 
 
 def test_database_of_an_earlier_version_is_not_read_before_it_is_migrated(old: Path):
-    with pytest.raises(StorageError, match=f"schema version 1, this program reads {SCHEMA_VERSION}"):
+    with pytest.raises(OutdatedError, match=f"schema version 1, this program reads {SCHEMA_VERSION}"):
         open_reader(old)
     open_writer(old).close()
     open_reader(old).close()
