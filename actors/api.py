@@ -97,6 +97,8 @@ class Api:
                 return await self._ask_session(params.session_key, answer)
             case frames.RunnerStatus():
                 return self._doors.overview.status()
+            case frames.RunnerTree():
+                return self._doors.overview.tree(params.path, unfolded=params.unfolded, skip=params.skip)
             case frames.AgentsList():
                 return {"agents": self._doors.overview.agents()}
             case frames.AgentsRetry():
@@ -227,19 +229,25 @@ class Api:
         return {"read": len(ids)}
 
     async def _retry(self, agent: str) -> dict[str, Any]:
-        """Un-park an agent wherever it is parked: its actor that crashed, or its wake-ups that failed."""
+        """Un-park an agent wherever it is parked: its actor that crashed, or its wake-ups that failed.
+
+        `actor` says how the actor was found: `parked`, `waiting` (for the end of its back-off), or None where it
+        ran; `wake_ups` whether they had been given up.
+        """
         overview = self._doors.overview
         standing = overview.standing()
         ref = standing.child(agent)
         if ref is None:
             raise RequestError("invalid_params", f"`params.agent_id`: there is no standing agent {agent!r}")
+        before = ref.state
         try:
             has_crashed = await standing.retry(agent)
-            was_parked = bool(await ref.ask(Unpark()))
+            were_parked = bool(await ref.ask(Unpark()))
         except ActorDeadError as error:
             raise RequestError("internal", f"{agent} was tried again and failed at once: {error}") from error
-        _log.info("agent retried", agent=agent, had_crashed=has_crashed, was_parked=was_parked)
-        return {"retried": has_crashed or was_parked}
+        actor = before if has_crashed else None
+        _log.info("agent retried", agent=agent, actor=actor, wake_ups=were_parked)
+        return {"retried": has_crashed or were_parked, "actor": actor, "wake_ups": were_parked}
 
     async def _post(self, params: frames.BoardPost) -> dict[str, Any]:
         services = self._doors.services()

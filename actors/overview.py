@@ -6,17 +6,19 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import apsw
+import msgspec
 
 from actors.directory import Directory
-from actors.kernel import SupervisorRef, System
+from actors.kernel import SupervisorRef, System, View, find, find_by_id
 from actors.ledger_writer import WriterFigures
 from actors.session_services import SessionServices
 from actors.spending import spending
 from actors.standing import StandingMemory
 from protocol.acting import session_key_of
+from protocol.errors import RequestError
 from protocol.roster import Roster
 from store.clock import StrictClock
 from store.figures import database_bytes
@@ -25,6 +27,17 @@ from store.mailbox import count_unread, reader_of
 from store.sessions import count_open_sessions, last_wakes, session_states
 from store.timers import next_heartbeats, stored_timers
 from store.version import program_version
+
+FOLD_ABOVE: Final = 30
+"""With more children than this under one supervisor, the quiet ones are counted and not shown."""
+
+SHOWN_MAX: Final = 200
+"""At most so many children of one supervisor are shown where the quiet ones are folded."""
+
+PAGE_MAX: Final = 500
+"""So many come at once where nobody is folded: with the longest keys that there can be they stay within a frame."""
+
+LETTERS_SHOWN: Final = 10
 
 
 def list_agents(
@@ -99,6 +112,36 @@ class Overview:
         memory = self.memories.get(agent)
         ref = self.standing().child(agent)
         return (memory is not None and memory.parked) or (ref is not None and ref.state == "parked")
+
+    def tree(self, path: str | None, *, unfolded: bool, skip: int) -> dict[str, Any]:
+        """Return the result of `runner.tree`: what each actor does, and what the whole system has lost.
+
+        `path` is a path with or without the root's id, or the id alone of one actor. Raises RequestError where it
+        names none, or several.
+        """
+        system = self.system()
+        place = None
+        if path is not None:
+            place = find(system.root, path)
+            others = [] if place is not None else find_by_id(system.root, path)
+            if len(others) > 1:
+                paths = ", ".join(ref.path for ref, _ in others)
+                raise RequestError("invalid_params", f"`params.path`: several actors are {path!r}: {paths}")
+            place = others[0] if others else place
+            if place is None:
+                raise RequestError("invalid_params", f"`params.path`: there is no actor {path!r}")
+        view = View(shown_max=PAGE_MAX, skip=skip) if unfolded else View(FOLD_ABOVE, SHOWN_MAX)
+        letters = system.dead_letters
+        return {
+            "at": self.services().clock.stamp(),
+            "tree": msgspec.to_builtins(system.tree(place, view)),
+            "dead_letters": {
+                "undelivered": letters.undelivered_count,
+                "dropped": letters.dropped_count,
+                "recent": [msgspec.to_builtins(letter) for letter in list(letters.recent)[-LETTERS_SHOWN:]],
+            },
+            "stuck": list(system.stuck),
+        }
 
     def status(self) -> dict[str, Any]:
         """Return the result of `runner.status`."""

@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "stop": "End the daemon.",
     "reload": "Have the daemon read its constitution, roster and mandates again.",
     "status": "Show the running daemon.",
+    "tree": "Show what every actor of the running daemon does.",
     "chat": "Talk with an agent, or run one turn with -m.",
     "agents": "List the agents; show, freeze, thaw, retry or verify them.",
     "sessions": "List the sessions, show or close one.",

@@ -141,10 +141,16 @@ def retry_command(root: Root, *, agent_id: str) -> None:
     known = [agent["id"] for agent in ask(root, "agents.list")["agents"]]
     if agent_id not in known:
         raise unknown_agent(agent_id, known)
-    if ask(root, "agents.retry", {"agent_id": agent_id})["retried"]:
-        say(f"{one_line(agent_id)} was parked and tries again.")
-    else:
-        say(f"{one_line(agent_id)} was not parked; it looks at its mail now.")
+    retried = ask(root, "agents.retry", {"agent_id": agent_id})
+    name = one_line(agent_id)
+    if retried["actor"] == "parked":
+        say(f"{name} was parked: its actor had crashed too often. It has been started again.")
+    elif retried["actor"] is not None:
+        say(f"{name} had crashed and waited for its next start. It has been started at once.")
+    if retried["wake_ups"]:
+        say(f"{name} was parked: its wake-ups had failed too often. It looks at its mail again.")
+    if not retried["retried"]:
+        say(f"{name} was not parked; it looks at its mail now.")
 
 
 @command.command(

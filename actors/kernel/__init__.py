@@ -31,7 +31,7 @@ from actors.kernel.system import DeadLetter, DeadLetters, System, open_system, r
 from actors.kernel.thread_actor import ThreadActor
 from actors.kernel.timer import Tick, Timer, TimersRef, TimerState, TimerStore
 from actors.kernel.timers import Timers
-from actors.kernel.tree import TreeNode
+from actors.kernel.tree import TreeNode, View, find, find_by_id
 from actors.kernel.worker import ThreadWorker, Worker
 
 __all__ = [
@@ -82,7 +82,10 @@ __all__ = [
     "TooManyChildrenError",
     "TreeNode",
     "UnknownChildError",
+    "View",
     "Worker",
+    "find",
+    "find_by_id",
     "open_system",
     "run",
 ]

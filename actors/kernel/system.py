@@ -19,7 +19,7 @@ from actors.kernel.incarnation import Incarnation
 from actors.kernel.mailbox import Future
 from actors.kernel.ref import Ref
 from actors.kernel.signals import ChildExited, ExitKind, ExitReason
-from actors.kernel.tree import TreeNode, snapshot
+from actors.kernel.tree import EVERYBODY, Place, TreeNode, View, snapshot
 from actors.kernel.worker import ThreadWorker, Worker
 
 __all__ = ["DeadLetter", "DeadLetters", "System", "open_system", "run"]
@@ -107,9 +107,10 @@ class System:
         """Paths of the actors that were told to end, cancelled, and still run."""
         return [incarnation.ref.path for incarnation in self._stuck if incarnation.phase != "ended"]
 
-    def tree(self) -> TreeNode:
-        """Return a snapshot of every actor, root first."""
-        return snapshot(self.root, None, self.now())
+    def tree(self, place: Place | None = None, view: View = EVERYBODY) -> TreeNode:
+        """Return a snapshot of every actor, root first; from a `place` (see `find`) on, as far as `view` shows."""
+        ref, child = (self.root, None) if place is None else place
+        return snapshot(ref, child, self.now(), view)
 
     async def stop(self) -> None:
         """Stop the whole tree in reverse start order and wait until it has ended."""

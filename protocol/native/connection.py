@@ -31,8 +31,11 @@ from protocol.native.frames import NULL_ID, FrameError, Params, read_frame
 IN_FLIGHT_MAX: Final = 64
 """How many requests of one connection may wait for their replies."""
 
-URGENT: Final = frozenset({"session.cancel", "session.status", "tool.result", "runner.status"})
-"""What running turns need to come to their end: taken also while the runner shuts down or much is in flight."""
+URGENT: Final = frozenset(
+    {"session.cancel", "session.status", "tool.result", "runner.status", "runner.tree"},
+)
+"""What running turns need to come to their end, and who looks why it does not come: taken also while the runner shuts
+down or much is in flight."""
 
 
 class State(enum.Enum):

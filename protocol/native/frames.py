@@ -247,6 +247,18 @@ class RunnerStatus(Params, frozen=True):
     """`runner.status`: the daemon as its operator wants to see it."""
 
 
+class RunnerTree(Params, frozen=True):
+    """`runner.tree`: what every actor is doing, or those at and below `path`.
+
+    Many like actors that are quiet are counted and not shown, unless `unfolded`; then they come in pages: `skip`
+    passes over as many children of the actor at `path` as are known already.
+    """
+
+    path: Annotated[str, Meta(min_length=1, max_length=4096, pattern=_NO_CONTROL)] | None = None
+    unfolded: bool = False
+    skip: Annotated[int, Meta(ge=0)] = 0
+
+
 class RunnerReload(Params, frozen=True):
     """`runner.reload`: read constitution, roster and mandates again."""
 
@@ -293,6 +305,7 @@ METHODS: Final[dict[str, type[Params]]] = {
     "session.status": SessionStatus,
     "tool.result": ToolAnswer,
     "runner.status": RunnerStatus,
+    "runner.tree": RunnerTree,
     "runner.reload": RunnerReload,
     "agents.list": AgentsList,
     "agents.retry": AgentsRetry,
@@ -305,6 +318,7 @@ METHODS: Final[dict[str, type[Params]]] = {
 OPERATOR_METHODS: Final = frozenset(
     {
         "runner.status",
+        "runner.tree",
         "runner.reload",
         "agents.list",
         "agents.retry",

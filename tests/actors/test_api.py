@@ -66,9 +66,17 @@ async def test_an_agent_whose_wake_ups_failed_is_retried(tmp_path: Path, mock_cl
             mock_clock.jump(BACK_OFF_MAX_S + 1)
         await settled()
         assert parked(await call(api, "runner.status")) == ["reed"]
-        assert await call(api, "agents.retry", agent_id="calli") == {"retried": False}
+        assert await call(api, "agents.retry", agent_id="calli") == {
+            "retried": False,
+            "actor": None,
+            "wake_ups": False,
+        }
         office.runtime.act = answer
-        assert await call(api, "agents.retry", agent_id="reed") == {"retried": True}
+        assert await call(api, "agents.retry", agent_id="reed") == {
+            "retried": True,
+            "actor": None,
+            "wake_ups": True,
+        }
         await settled()
         assert parked(await call(api, "runner.status")) == []
         assert office.rows("SELECT count(*) FROM mail_receipts") == [(1,)]
@@ -96,7 +104,11 @@ async def test_an_agent_whose_actor_crashed_is_retried(
                 await settled()
             assert ref.state == "parked"
             assert parked(await call(api, "runner.status")) == ["reed"]
-        assert await call(api, "agents.retry", agent_id="reed") == {"retried": True}
+        assert await call(api, "agents.retry", agent_id="reed") == {
+            "retried": True,
+            "actor": "parked",
+            "wake_ups": False,
+        }
         await office.mail("reed")
         await settled()
         assert parked(await call(api, "runner.status")) == []

@@ -45,9 +45,9 @@ def environment(**variables: str) -> dict[str, str]:
     return {**plain, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1", **variables}
 
 
-def command_line(root: Path | None, *arguments: str) -> list[str]:
+def command_line(root: Path | None, *arguments: str, module: str = "actors.commands") -> list[str]:
     chosen = [] if root is None else ["--root", str(root)]
-    return [sys.executable, "-m", "actors.commands", *chosen, *arguments]
+    return [sys.executable, "-m", module, *chosen, *arguments]
 
 
 @pytest.fixture
@@ -87,11 +87,13 @@ class Daemon:
     greeting: list[str]
 
 
-def start_daemon(root: Path, log: Path, *arguments: str, **variables: str) -> Daemon:
+def start_daemon(
+    root: Path, log: Path, *arguments: str, module: str = "actors.commands", **variables: str
+) -> Daemon:
     """Start a daemon and return it once its ready line was read; the caller ends it."""
     with log.open("w") as errors:
         process = subprocess.Popen(
-            command_line(root, "run", "--port", "0", *arguments),
+            command_line(root, "run", "--port", "0", *arguments, module=module),
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
