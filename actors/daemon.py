@@ -10,7 +10,8 @@ daemon (rest_for_one)
 ├─ timers                 permanent; ticks who is due, also when that was before a restart
 ├─ schedule               permanent; keeps a timer for each standing agent, and one for the retention
 ├─ continuation           permanent, with --resume-turns; goes on with what a crash cut off
-└─ gateway (one_for_one)  connections (dynamic) and the listener
+├─ gateway (one_for_one)  connections (dynamic) and the listener
+└─ watchdog               permanent; says who is stuck, and whether the loop turns
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from actors.kernel import (
     System,
     Timers,
     TimersRef,
+    Watchdog,
     open_system,
 )
 from actors.ledger_writer import LedgerWriter, WriterFigures
@@ -289,7 +291,7 @@ class Wiring:
         self._child("schedule").tell(RosterEnacted(content.roster))
 
     def tree(self, gateway: ChildSpec) -> ChildSpec:
-        """Return the spec of the whole tree; `gateway` is its last child."""
+        """Return the spec of the whole tree, whose port is `gateway`."""
         settings = self.settings
         children = [
             ChildSpec(
@@ -315,6 +317,8 @@ class Wiring:
                 else []
             ),
             gateway,
+            # Last, so that its own end takes nobody with it.
+            ChildSpec("watchdog", Watchdog),
         ]
         return ChildSpec("daemon", lambda: Trunk(self, children))
 

@@ -115,8 +115,10 @@ class _LogFile(RotatingFileHandler):
 
 
 def _stamp(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Add when a record of the standard library was made."""
+    """Add when a record of the standard library was made; give a stack that it carries structlog's name."""
     event["timestamp"] = rfc3339(dt.datetime.fromtimestamp(event["_record"].created, dt.UTC))
+    if "stack_info" in event:
+        event["stack"] = event.pop("stack_info")
     return event
 
 

@@ -140,8 +140,24 @@ class Overview:
                 "dropped": letters.dropped_count,
                 "recent": [msgspec.to_builtins(letter) for letter in list(letters.recent)[-LETTERS_SHOWN:]],
             },
-            "stuck": list(system.stuck),
+            "stuck": self._stuck(),
         }
+
+    def _stuck(self) -> list[dict[str, Any]]:
+        """Return who is at one thing for too long, and who was cancelled and does not end."""
+        system = self.system()
+        now = system.now()
+        found: list[dict[str, Any]] = [
+            {"path": one.path, "what": one.what, "age_s": now - one.since, "at": one.place}
+            for ref, one in system.overdue.items()
+            if one.still_holds(ref.incarnation)
+        ]
+        named = {one["path"] for one in found}
+        return found + [
+            {"path": path, "what": "its end", "age_s": None, "at": None}
+            for path in system.stuck
+            if path not in named
+        ]
 
     def status(self) -> dict[str, Any]:
         """Return the result of `runner.status`."""
@@ -192,4 +208,5 @@ class Overview:
                 for timer in stored_timers(services.database)
             ],
             "dead_letters": self.system().dead_letters.total,
+            "stuck": self._stuck(),
         }

@@ -112,6 +112,21 @@ def moment(stamp: str | None) -> str:
     return "never" if stamp is None else stamp[:19].replace("T", " ")
 
 
+def age(seconds: float) -> str:
+    """Write a length of time for people: `0.3 s`, `12 s`, `5 min`, `3 h`, `2 d`."""
+    for unit, length, until in (("s", 1.0, 120.0), ("min", 60.0, 7_200.0), ("h", 3_600.0, 172_800.0)):
+        if seconds < until:
+            return f"{seconds:.1f} s" if seconds < 10 else f"{int(seconds / length)} {unit}"
+    return f"{int(seconds / 86_400)} d"
+
+
+def stuck_in_words(stuck: dict[str, Any]) -> str:
+    """Write one of the `stuck` of `runner.status` and `runner.tree`: who, since when, in what and where."""
+    since = "" if stuck["age_s"] is None else f", for {age(stuck['age_s'])}"
+    place = "" if stuck["at"] is None else f", at {one_line(stuck['at'])}"
+    return f"{shortened(stuck['path'], 80)}{since} in {one_line(stuck['what'])}{place}"
+
+
 def make_output_lenient() -> None:
     """Have characters that the locale cannot write come out escaped instead of ending the program."""
     for stream in (sys.stdout, sys.stderr):

@@ -10,7 +10,7 @@ import click
 from actors.commands.calls import ask
 from actors.commands.environment import with_root
 from actors.commands.options import example, json_option
-from actors.commands.output import moment, one_line, paint, say, say_json
+from actors.commands.output import moment, one_line, paint, say, say_json, stuck_in_words
 from store.root import Root
 
 
@@ -51,6 +51,8 @@ def _lines(root: Root, status: dict[str, Any]) -> Iterator[tuple[str, str]]:
             "parked",
             paint(", ".join(parked), fg="red") + "; `agent-runner agents retry ID` lets one try again",
         )
+    for one in status.get("stuck", ()):
+        yield "stuck", paint(stuck_in_words(one), fg="red") + "; `agent-runner tree` shows the others"
     for name, count in status["held_back"].items():
         yield "held back", f"{name}: {count} unread messages wait for the limit of wake-ups"
     for name, problem in status.get("problems", {}).items():

@@ -16,7 +16,7 @@ from actors.commands.calls import connect_to
 from actors.commands.environment import typed, with_root
 from actors.commands.exits import NotRunningError
 from actors.commands.options import checked_length, checked_text, example, json_option
-from actors.commands.output import is_coloured, moment, say, say_json, shortened
+from actors.commands.output import age, is_coloured, moment, say, say_json, shortened, stuck_in_words
 from actors.kernel.tree import ATTENTION
 from protocol.errors import AgentRunnerError, RequestError
 from store.root import Root
@@ -41,6 +41,8 @@ _STYLES: Final = {
     "stopping": "cyan",
     "passive": "dim",
 }
+
+_PHASES: Final = {"starting": "on_start", "stopping": "its end"}
 
 Picture = dict[str, Any]
 Node = dict[str, Any]
@@ -191,7 +193,9 @@ def show(picture: Picture, *, as_json: bool, more_follows: bool = False) -> None
 def rows_of(node: Node, before: str = "", below: str = "") -> Iterator[Row]:
     """Yield a node and all below it, each on a line with its branches before it."""
     folded = sum(node["folded"].values())
-    yield Row((before + shortened(node["id"], NAME_CHARACTERS_MAX), *_figures(node)), _style(node))
+    yield Row(
+        (before + shortened(node["id"], NAME_CHARACTERS_MAX), *_figures(node)), _STYLES.get(_state(node), "")
+    )
     for number, child in enumerate(node["children"], 1):
         is_last = number == len(node["children"]) and not folded
         yield from rows_of(
@@ -205,20 +209,22 @@ def rows_of(node: Node, before: str = "", below: str = "") -> Iterator[Row]:
         yield Row((name, *([""] * (len(HEADINGS) - 2)), listed), "dim")
 
 
-def _style(node: Node) -> str:
-    return _STYLES.get(node["state"], "")
+def _state(node: Node) -> str:
+    return node["state"] if node["stuck_at"] is None else "stuck"
 
 
 def _figures(node: Node) -> tuple[str, ...]:
     queue = str(node["queue_length"] or "")
     if node["oldest_age_s"] is not None:
         queue += f", {age(node['oldest_age_s'])}"
-    now = "" if node["current"] is None else f"{node['current']} {age(node['current_age_s'])}"
+    now = ""
+    if node["state_age_s"] is not None:
+        now = f"{_PHASES.get(node['state']) or node['current']} {age(node['state_age_s'])}"
     restarts = str(node["restarts"] or "")
     if node["restarts_in_window"]:
         restarts = f"{node['restarts']} ({node['restarts_in_window']})"
     return (
-        node["state"],
+        _state(node),
         queue,
         now,
         str(node["tasks"] or ""),
@@ -227,14 +233,6 @@ def _figures(node: Node) -> tuple[str, ...]:
         str(node["dropped"] or ""),
         shortened(node["last_reason"] or "", 120),
     )
-
-
-def age(seconds: float) -> str:
-    """Write a length of time for people: `0.3 s`, `12 s`, `5 min`, `3 h`, `2 d`."""
-    for unit, length, until in (("s", 1.0, 120.0), ("min", 60.0, 7_200.0), ("h", 3_600.0, 172_800.0)):
-        if seconds < until:
-            return f"{seconds:.1f} s" if seconds < 10 else f"{int(seconds / length)} {unit}"
-    return f"{int(seconds / 86_400)} d"
 
 
 def summary(picture: Picture) -> list[str]:
@@ -248,15 +246,12 @@ def summary(picture: Picture) -> list[str]:
     lines = [f"{moment(picture['at'])} UTC: {who}, {what}"]
     wanting: dict[str, list[str]] = {}
     for node in _nodes(picture["tree"]):
-        if node["state"] in ATTENTION:
+        if node["state"] in ATTENTION and node["state"] != "stuck":
             wanting.setdefault(node["state"], []).append(shortened(node["path"], NAME_CHARACTERS_MAX))
     lines += [f"{state}: {', '.join(paths)}" for state, paths in sorted(wanting.items())]
     if "parked" in wanting:
         lines.append("`agent-runner agents retry ID` lets a parked agent try again")
-    gone = [path for path in picture["stuck"] if path not in wanting.get("stuck", ())]
-    if gone:
-        lines.append(f"would not end: {', '.join(shortened(path, NAME_CHARACTERS_MAX) for path in gone)}")
-    return lines
+    return lines + [f"stuck: {stuck_in_words(one)}" for one in picture["stuck"]]
 
 
 def _nodes(node: Node) -> Iterator[Node]:

@@ -32,6 +32,7 @@ from actors.kernel.thread_actor import ThreadActor
 from actors.kernel.timer import Tick, Timer, TimersRef, TimerState, TimerStore
 from actors.kernel.timers import Timers
 from actors.kernel.tree import TreeNode, View, find, find_by_id
+from actors.kernel.watchdog import Watchdog
 from actors.kernel.worker import ThreadWorker, Worker
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "TreeNode",
     "UnknownChildError",
     "View",
+    "Watchdog",
     "Worker",
     "find",
     "find_by_id",

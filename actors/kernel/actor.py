@@ -38,6 +38,8 @@ class Actor(PykkaActor):
     shutdown_default_s: ClassVar[float] = 5.0  # where the child spec says nothing
     # Seconds without a message after which the actor leaves memory; None is never.
     passivate_after_s: ClassVar[float | None] = None
+    # Seconds in one message, or in its start or end, after which a Watchdog calls it stuck; None is what that one says.
+    stuck_after_s: ClassVar[float | None] = None
     # True: the end of a linked actor arrives as an Exit message instead of ending this one.
     trap_exit: bool = False
     # Which hooks a class has: worked out once, so that starting and stopping thousands of actors stays cheap.

@@ -64,7 +64,7 @@ class Incarnation:
         self.task: Task | None = None
         self.tasks: set[trio.CancelScope] | None = None
         self.current: Envelope | None = None
-        self.begun_at = 0.0  # when the current message was taken
+        self.begun_at = ref.system.now()  # when the start, the current message or the end began
         self.batch: list[Future | None] | None = None  # who waits for the messages that are handled together
         self.pending: set[Future] | None = None
         self.fault: BaseException | None = None
@@ -177,6 +177,7 @@ class Incarnation:
     async def _end(self) -> ExitReason:
         """End children, tasks and hooks, in this order, and return the reason."""
         self.phase = "stopping"
+        self.begun_at = self.ref.system.now()
         self.leaving = self.fault is None and not self.killed
         actor = self.actor
         self._orphan_current()

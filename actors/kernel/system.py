@@ -17,6 +17,7 @@ from actors.kernel.commands import SupervisorRef
 from actors.kernel.errors import ActorDeadError, ChildStartError, ChildStuckError, RootFailedError
 from actors.kernel.incarnation import Incarnation
 from actors.kernel.mailbox import Future
+from actors.kernel.overdue import Overdue
 from actors.kernel.ref import Ref
 from actors.kernel.signals import ChildExited, ExitKind, ExitReason
 from actors.kernel.tree import EVERYBODY, Place, TreeNode, View, snapshot
@@ -94,6 +95,9 @@ class System:
         self.ready = trio.Event()  # the root started, or did not
         self.fatal: BaseException | None = None
         self._stuck: list[Incarnation] = []  # those that would not end
+        self.overdue: dict[
+            Ref, Overdue
+        ] = {}  # what a Watchdog found; kept here so that its crash loses nothing
 
     @property
     def supervisor(self) -> SupervisorRef:

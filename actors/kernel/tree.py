@@ -13,6 +13,8 @@ __all__ = ["ATTENTION", "TreeNode", "View", "find", "find_by_id", "snapshot"]
 ATTENTION: Final = frozenset({"parked", "stuck", "waiting", "dead"})
 """States that somebody should look at: nothing serves the mailbox, or nothing can end the actor."""
 
+WORKING: Final = frozenset({"starting", "busy", "stopping"})
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -44,6 +46,10 @@ class TreeNode:
     oldest_age_s: float | None  # of the message that waits longest
     current: str | None  # type name of the message in work
     current_age_s: float | None  # since it was taken
+    state_age_s: float | None  # since the start, the message or the end began in which it is
+    stuck_at: (
+        str | None
+    )  # where it stood when a Watchdog found it to be in that for too long; None if it is not
     tasks: int  # child tasks that run
     dropped: int  # messages lost to a full mailbox
     restarts: int  # since its supervisor started
@@ -55,7 +61,7 @@ class TreeNode:
     @property
     def needs_attention(self) -> bool:
         """Whether somebody should look at it."""
-        return self.state in ATTENTION
+        return self.state in ATTENTION or self.stuck_at is not None
 
     def find(self, path: str) -> "TreeNode | None":
         """Return the node with this path, None when there is none."""
@@ -110,6 +116,8 @@ def snapshot(ref: Ref, child: Child | None, now: float, view: View = EVERYBODY) 
     """Describe an actor and all below it; `child` is its row at its supervisor, None for the root."""
     incarnation = ref.incarnation
     lane = ref.mailbox.lane
+    is_at_work = incarnation is not None and incarnation.phase in WORKING
+    age_s = None if incarnation is None or not is_at_work else now - incarnation.begun_at
     current = None if incarnation is None else incarnation.current
     window = None if child is None else child.window
     shown, folded = _choose(ref, now, view)
@@ -123,7 +131,9 @@ def snapshot(ref: Ref, child: Child | None, now: float, view: View = EVERYBODY) 
         queue_length=len(lane),
         oldest_age_s=now - lane[0].posted_at if lane else None,
         current=None if current is None else type(current.message).__name__,
-        current_age_s=None if current is None or incarnation is None else now - incarnation.begun_at,
+        current_age_s=age_s if current is not None and ref.state == "busy" else None,
+        state_age_s=age_s,
+        stuck_at=_stuck_at(ref),
         tasks=len(incarnation.tasks or ()) if incarnation is not None else 0,
         dropped=ref.mailbox.dropped,
         restarts=0 if child is None else child.restarts,
@@ -132,6 +142,11 @@ def snapshot(ref: Ref, child: Child | None, now: float, view: View = EVERYBODY) 
         children=tuple(snapshot(row.ref, row, now, below) for row in shown),
         folded=folded,
     )
+
+
+def _stuck_at(ref: Ref) -> str | None:
+    found = ref.system.overdue.get(ref)
+    return found.place if found is not None and found.still_holds(ref.incarnation) else None
 
 
 def _state(ref: Ref) -> str:
@@ -146,7 +161,7 @@ def _choose(ref: Ref, now: float, view: View) -> tuple[list[Child], Mapping[str,
         shown: list[Child] = []
         for row in rows:
             (left_out if _is_quiet(row, now) else shown).append(row)
-        rows = sorted(shown, key=lambda row: _state(row.ref) not in ATTENTION)
+        rows = sorted(shown, key=lambda row: _state(row.ref) not in ATTENTION and not _stuck_at(row.ref))
     if view.shown_max is not None:
         left_out += rows[view.shown_max :]
         rows = rows[: view.shown_max]

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from actors.commands.tree import age, rows_of, summary
+from actors.commands.output import age
+from actors.commands.tree import rows_of, summary
 from tests.commands.conftest import (
     CHECKOUT,
     AgentRunner,
@@ -28,7 +29,8 @@ from tests.support.bad_agent import AGENT
 PATIENCE_S = 30
 NODE_FIELDS = {
     "id", "path", "actor", "state", "generation", "queue_length", "oldest_age_s", "current", "current_age_s",
-    "tasks", "dropped", "restarts", "restarts_in_window", "last_reason", "children", "folded",
+    "tasks", "dropped", "restarts", "restarts_in_window", "last_reason", "state_age_s", "stuck_at", "children",
+    "folded",
 }  # fmt: skip
 
 
@@ -53,6 +55,8 @@ def node(path: str, *children: dict[str, Any], **fields: Any) -> dict[str, Any]:
         "oldest_age_s": None,
         "current": None,
         "current_age_s": None,
+        "state_age_s": None,
+        "stuck_at": None,
         "tasks": 0,
         "dropped": 0,
         "restarts": 0,
@@ -76,7 +80,7 @@ def picture(tree: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 SESSIONS = node(
     "daemon/sessions",
-    node("daemon/sessions/one", state="busy", current="RunTurn", current_age_s=0.25, queue_length=3,
+    node("daemon/sessions/one", state="busy", current="RunTurn", state_age_s=0.25, queue_length=3,
          oldest_age_s=75.0, tasks=1, dropped=4),
     folded={"idle": 9_000, "passive": 950},
 )  # fmt: skip
@@ -106,16 +110,31 @@ def test_each_actor_is_a_line_with_what_it_does_and_the_folded_are_one() -> None
     assert [row.cells[0] for row in rows_of(folded)] == ["sessions", "└─ … 9,950 more idle"]
 
 
+def test_one_that_is_long_in_one_thing_is_stuck_whatever_the_thing_is() -> None:
+    for state, current, now in (
+        ("busy", "RunTurn", "RunTurn 75 s"),
+        ("starting", None, "on_start 75 s"),
+        ("stopping", "RunTurn", "its end 75 s"),
+    ):
+        [row] = rows_of(node("daemon", state=state, current=current, state_age_s=75.0, stuck_at="a:1, b"))
+        assert (row.cells[1], row.cells[3], row.style) == ("stuck", now, "bold red")
+
+
 def test_what_needs_attention_stands_out_and_is_named_again() -> None:
     tree = node("daemon", SESSIONS, STANDING)
     styles = {row.cells[1]: row.style for row in rows_of(tree)}
     assert "red" in styles["parked"]
     assert styles["idle"] == ""
-    assert summary(picture(tree, stuck=["daemon/gone"])) == [
+    stuck = [
+        {"path": "daemon/slow", "what": "Commit", "age_s": 75.0, "at": "a:1, b"},
+        {"path": "daemon/gone", "what": "its end", "age_s": None, "at": None},
+    ]
+    assert summary(picture(tree, stuck=stuck)) == [
         "2026-01-31 06:00:00 UTC: 9,955 actors, 3 dead letters (2 undelivered, 1 dropped)",
         "parked: daemon/standing/reed",
         "`agent-runner agents retry ID` lets a parked agent try again",
-        "would not end: daemon/gone",
+        "stuck: daemon/slow, for 75 s in Commit, at a:1, b",
+        "stuck: daemon/gone in its end",
     ]
 
 
@@ -263,3 +282,52 @@ def test_an_agent_that_goes_on_crashing_is_parked_the_others_answer_and_retry_br
     assert "its actor had crashed too often. It has been started again" in retried.out
     wait_for(lambda: was_read(mail), "the mail being read")
     assert agent()["state"] == "idle"
+
+
+def test_an_agent_that_is_stuck_is_shown_with_its_place_until_it_goes_on(
+    agent_runner: AgentRunner, bad: Daemon
+) -> None:
+    def stuck() -> list[dict[str, Any]]:
+        found: dict[str, Any] = agent_runner("status", "--json", root=bad.root).json
+        return found["stuck"]
+
+    (bad.root.path / "hang").touch()
+    agent_runner("mail", "send", AGENT, "-s", "x", "-m", "say hi", root=bad.root)
+    wait_for(lambda: bool(stuck()), "being stuck")
+    [found] = stuck()
+    assert (found["path"], found["what"]) == (f"daemon/standing/{AGENT}", "LookForMail")
+    assert found["at"].endswith(", go_wrong")
+    assert f"stuck         daemon/standing/{AGENT}, for " in agent_runner("status", root=bad.root).out
+    told = agent_runner("tree", AGENT, root=bad.root).out
+    assert told.splitlines()[1].split()[:3] == [AGENT, "stuck", "LookForMail"]
+    (bad.root.path / "hang").unlink()
+    wait_for(lambda: not stuck(), "going on")
+    wait_for(lambda: "goes on after" in agent_runner("logs", root=bad.root).out, "the line in the log")
+
+
+def test_an_agent_that_holds_the_whole_loop_is_named_in_the_log(
+    agent_runner: AgentRunner, bad: Daemon
+) -> None:
+    (bad.root.path / "hold").touch()
+    # The answer may come before the loop is held or behind that: it is not waited for here.
+    sending = subprocess.Popen(
+        command_line(bad.root.path, "mail", "send", AGENT, "-s", "x", "-m", "say hi"),
+        stdout=subprocess.PIPE,
+        env=environment(),
+        cwd=CHECKOUT,
+    )
+    who = f"daemon/standing/{AGENT}, in LookForMail, holds it"
+    wait_for(lambda: who in agent_runner("logs", root=bad.root).out, "being named")
+    (bad.root.path / "hold").unlink()
+    sending.communicate(timeout=PATIENCE_S)
+    assert sending.returncode == 0
+    wait_for(
+        lambda: "the loop turns again" in agent_runner("logs", root=bad.root).out, "the end of the stall"
+    )
+    [held] = [
+        line
+        for line in map(json.loads, agent_runner("logs", "--json", root=bad.root).out.splitlines())
+        if "has not turned" in line["event"]
+    ]
+    assert held["level"] == "error"
+    assert "in go_wrong" in held["stack"]
