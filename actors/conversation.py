@@ -17,29 +17,27 @@ from store.sessions import SessionRow, history_of, last_ended_cid, last_turn, tu
 class Conversation:
     """What the next turn of a session builds on; read from the store, then followed from turn to turn.
 
-    `root_cid` is the session's latest turn entry, or its opening.
+    What was said is read when the first turn begins: a session that is only asked for its state, or closed, or brought
+    back into memory for that, needs none of it. `root_cid` is the session's latest turn entry, or its opening.
     """
 
     def __init__(self, services: SessionServices, row: SessionRow, ceiling: Ceiling | None) -> None:
         self._services = services
         self._row = row
         self._ceiling = ceiling
-        self._context = Context()
-        self._next_turn = 0
-        self._prev_cid: str | None = None
-        self.root_cid = ""
-        self._load()
-
-    def _load(self) -> None:
-        database, session = self._services.database, self._row.id
-        rows = history_of(
-            database, session, characters_max=self._services.limits.history_tokens_max * CHARACTERS_PER_TOKEN
-        )
-        self._context = Context(rows, shortened=bool(rows) and rows[0].seq > 0)
-        newest = last_turn(database, session)
+        self._context: Context | None = None
+        newest = last_turn(services.database, row.id)
         self._next_turn = 0 if newest is None else newest.seq + 1
-        self._prev_cid = last_ended_cid(database, session)
+        self._prev_cid = last_ended_cid(services.database, row.id)
         self.root_cid = self._prev_cid or self._opening()
+
+    def _read_context(self) -> Context:
+        rows = history_of(
+            self._services.database,
+            self._row.id,
+            characters_max=self._services.limits.history_tokens_max * CHARACTERS_PER_TOKEN,
+        )
+        return Context(rows, shortened=bool(rows) and rows[0].seq > 0)
 
     def _opening(self) -> str:
         found = read_entries(
@@ -52,8 +50,8 @@ class Conversation:
         self._prev_cid = self.root_cid = cid
         self._next_turn += 1
         if changed:
-            self._load()
-        else:
+            self._context = None  # to be read anew
+        elif self._context is not None:
             self._context.append(turn.messages)
 
     def begin(self, row: SessionRow, message: RunTurn, acting: Acting) -> tuple[Turn, TurnRequest]:
@@ -85,6 +83,8 @@ class Conversation:
             continuable=self._can_be_continued(row, message),
             continues=message.continues,
         )
+        if self._context is None:
+            self._context = self._read_context()
         stored = self._context.messages(limits.history_tokens_max)
         request = TurnRequest(
             turn_id=turn.id,

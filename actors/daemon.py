@@ -63,7 +63,7 @@ from actors.runtime.base import AgentRuntime
 from actors.runtime.constitutional import ConstitutionalRuntime
 from actors.runtime.rehearsal import RehearsalRuntime
 from actors.schedule import Schedule
-from actors.session_services import SessionServices
+from actors.session_services import PASSIVATE_AFTER_S, SessionServices
 from actors.standing import (
     LookForMail,
     RosterEnacted,
@@ -104,13 +104,14 @@ _log = structlog.get_logger("daemon")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a daemon is run; `ttl_min` and `heartbeat_interval_s` may be fractions."""
+    """How a daemon is run; lengths of time may be fractions. `passivate_after_min` 0 keeps idle sessions in memory."""
 
     root: Root
     bind: str = "127.0.0.1"
     port: int = 18789
     backend: str = "auto"
     ttl_min: float = 30.0
+    passivate_after_min: float = PASSIVATE_AFTER_S / 60
     heartbeat_interval_s: float = 300.0
     heartbeat: bool = True
     resume_turns: bool = False
@@ -238,6 +239,7 @@ class Wiring:
             run_child=self.subagents.run,
             events=EventLog(root.events),
             hurry=self.hurry,
+            passivate_after_s=self.settings.passivate_after_min * 60 or None,
         )
 
     # --- who lives

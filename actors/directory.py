@@ -35,7 +35,10 @@ from protocol.errors import AgentRunnerError, RequestError
 from store.sessions import continuable_turns, find_session, find_session_by_id, running_turns
 
 SESSIONS_MAX: Final = 10_000
-"""At most so many sessions have an actor at once."""
+"""At most so many sessions have an actor, or have left memory and keep their place."""
+
+CRASHES: Final = Intensity(max_restarts=5, within_s=60.0)
+"""A session that crashes more often than this is parked until it is next asked for something."""
 
 SHUTDOWN_S: Final = 10.0
 """How long a running turn may go on when the daemon is ending."""
@@ -124,7 +127,7 @@ class Directory:
             factory=lambda: SessionActor(memory, services),
             restart=Restart.TRANSIENT,
             shutdown_s=SHUTDOWN_S,
-            intensity=Intensity(max_restarts=5, within_s=60.0),
+            intensity=CRASHES,
             park=True,
         )
         try:
@@ -178,9 +181,15 @@ class Directory:
         return ref
 
     def live(self) -> list[Ref]:
-        """Return the addresses of the sessions that have an actor now."""
-        children = self._supervisor().children or {}
-        return [child.ref for child in children.values()]
+        """Return the addresses of the sessions that have an actor now; not of those that have left memory."""
+        return [ref for ref in self._all() if ref.state != "passive"]
+
+    def count_passive(self) -> int:
+        """Return how many sessions have left memory until somebody asks for them."""
+        return sum(ref.state == "passive" for ref in self._all())
+
+    def _all(self) -> list[Ref]:
+        return [child.ref for child in (self._supervisor().children or {}).values()]
 
 
 async def ask(ref: Ref, message: Any) -> Any:

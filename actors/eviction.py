@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from actors.directory import Directory
-from actors.kernel import Actor, ActorDeadError, KernelError, MailboxFullError
+from actors.kernel import Actor, ActorDeadError, AskTimeoutError, KernelError, MailboxFullError
 from actors.session_messages import EvictIfIdle
 from actors.session_services import SessionServices
 from actors.sessions import idle_since
@@ -21,6 +21,12 @@ from protocol.errors import AgentRunnerError
 from store.sessions import idle_session_keys
 
 EVICTION_INTERVAL_S: Final = 60.0
+
+AT_ONCE_MAX: Final = 32
+"""So many sessions are closed at a time: those that have left memory come back for it, and each commits."""
+
+PATIENCE_S: Final = 30.0
+"""A session that has not answered by then is asked again at the next look."""
 
 _log = structlog.get_logger("sessions")
 
@@ -48,18 +54,26 @@ class Evictor(Actor):
     async def _evict(self) -> None:
         services, directory = self._services(), self._directory()
         since = idle_since(services.clock, self._ttl_s)
-        for key in idle_session_keys(services.database, since):
-            try:
-                ref = await directory.find(key)
-            except (AgentRunnerError, KernelError) as error:
-                # One session that does not start must not keep the others, or the gateway, from living on.
-                _log.warning("not evicted", session=key, error=str(error))
-                continue
-            if ref is not None:
-                _tell(ref, EvictIfIdle(since))
+        # Only those that are due: who has left memory and is not, is left where it is.
+        keys = idle_session_keys(services.database, since)
+        for first in range(0, len(keys), AT_ONCE_MAX):
+            async with trio.open_nursery() as nursery:
+                for key in keys[first : first + AT_ONCE_MAX]:
+                    nursery.start_soon(_close, directory, key, since)
         for ref in directory.live():
             if ref.state == "idle":
                 _tell(ref, EvictIfIdle(since))
+
+
+async def _close(directory: Directory, key: str, since: str) -> None:
+    """Have the session of a key close itself, if nobody has come back to it meanwhile."""
+    try:
+        ref = await directory.find(key)
+        if ref is not None:
+            await ref.ask(EvictIfIdle(since), timeout_s=PATIENCE_S)
+    except (AgentRunnerError, KernelError, ActorDeadError, AskTimeoutError) as error:
+        # One session that does not start must not keep the others, or the gateway, from living on.
+        _log.warning("not evicted", session=key, error=str(error))
 
 
 def _tell(ref: Any, message: object) -> None:

@@ -180,6 +180,7 @@ class Overview:
                 "open": count_open_sessions(services.database),
                 "running": count_open_sessions(services.database, running=True),
                 "in_memory": len(live),
+                "passive": self.directory.count_passive(),
             },
             "agents": self.agents(),
             "ledger": {

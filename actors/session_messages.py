@@ -139,9 +139,9 @@ class EvictIfIdle:
 
 @dataclass(slots=True)
 class SessionMemory:
-    """What outlives an incarnation of a session actor.
+    """What outlives an incarnation of a session actor, be it ended by a crash or by having been idle for long.
 
-    `on_idle` is called when a turn has ended and none waits.
+    Everything else is read from the store again. `on_idle` is called when a turn has ended and none waits.
     """
 
     key: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import apsw
 import msgspec
@@ -51,12 +52,16 @@ class Openers:
         self._sessions.pop(connection_id, None)
 
 
+PASSIVATE_AFTER_S: Final = 300.0
+"""A session that was idle for so long leaves memory; the next message brings it back."""
+
+
 @dataclass(frozen=True, slots=True)
 class SessionServices:
     """What every session works with; `tokens_limited` is true where tokens cost money.
 
-    `events` keeps the events of the last turns, None keeps none.
-    `hurry` is set when the daemon is ending and running turns are not waited for any longer.
+    `events` keeps the events of the last turns, None keeps none. `passivate_after_s` is how long an idle session stays
+    in memory, None for ever. `hurry` is set when the daemon is ending and running turns are not waited for any longer.
     """
 
     writer: Ref
@@ -70,6 +75,7 @@ class SessionServices:
     announce: Callable[[Sequence[Mail]], None]
     run_child: Callable[[SessionRow, Turn, Ceiling, str, str | None], Awaitable[ToolOutcome]]
     events: EventLog | None = None
+    passivate_after_s: float | None = PASSIVATE_AFTER_S
     hurry: trio.Event = field(default_factory=trio.Event)
     openers: Openers = field(default_factory=Openers)
 

@@ -80,6 +80,7 @@ class SessionActor(Actor):
         self._running: TurnRun | None = None
         self._running_done = trio.Event()
         self._is_closing = False
+        self.passivate_after_s = services.passivate_after_s
 
     # --- life
 
@@ -126,8 +127,15 @@ class SessionActor(Actor):
                 for event in (self._running_done, self._services.hurry):
                     nursery.start_soon(_end_at, event, nursery.cancel_scope)
 
+    def on_idle(self) -> None:
+        """Leave memory until the next message; what is closed, or was never opened, has nothing to come back for."""
+        if self._row is None or self._row.state == "closed":
+            self.stop()
+        else:
+            self.passivate()
+
     async def on_stop(self) -> None:
-        """Answer what waits; the running turn was cancelled and has recorded itself."""
+        """Answer what waits, and let go of folders and of what the backend keeps; also before it leaves memory."""
         self._refuse_waiting("shutting_down", "the session is ending; send the turn again")
         if self._row is not None:
             await self._services.runtime.close(self._row.id)

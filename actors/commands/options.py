@@ -45,6 +45,13 @@ def checked_length(_ctx: click.Context, _parameter: click.Parameter, value: floa
     return value
 
 
+def checked_pause(_ctx: click.Context, _parameter: click.Parameter, value: float) -> float:
+    """Return a length of time that may be nothing; a usage error where it is below zero or has no end."""
+    if not (value >= 0 and math.isfinite(value)):
+        raise click.BadParameter(f"{value} is not a number, zero or above")
+    return value
+
+
 _AGO: Final = re.compile(r"(\d{1,6})([smhd])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 

@@ -9,7 +9,7 @@ import trio
 
 from actors.commands.environment import typed, with_root
 from actors.commands.init import say_laid_out
-from actors.commands.options import checked_length, example
+from actors.commands.options import checked_length, checked_pause, example
 from actors.commands.output import clean, is_coloured, paint, say
 from actors.daemon import Ready, Settings, run_daemon
 from actors.log import log_to
@@ -57,6 +57,18 @@ from store.root import Root, lay_out
     help="Close a session that was idle for so long.",
 )
 @click.option(
+    "--passivate-after",
+    "passivate_after_min",
+    type=float,
+    callback=checked_pause,
+    metavar="MINUTES",
+    default=5.0,
+    show_default=True,
+    envvar="AGENT_RUNNER_PASSIVATE_AFTER",
+    show_envvar=True,
+    help="Take a session out of memory that was idle for so long, until its next message; 0 never.",
+)
+@click.option(
     "--heartbeat-interval",
     "heartbeat_interval_s",
     type=float,
@@ -90,6 +102,7 @@ def command(
     port: int,
     backend: str,
     ttl_min: float,
+    passivate_after_min: float,
     heartbeat_interval_s: float,
     no_heartbeat: bool,
     resume_turns: bool,
@@ -108,6 +121,7 @@ def command(
         port=port,
         backend=backend,
         ttl_min=ttl_min,
+        passivate_after_min=passivate_after_min,
         heartbeat_interval_s=heartbeat_interval_s,
         heartbeat=not no_heartbeat,
         resume_turns=resume_turns,

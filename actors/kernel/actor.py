@@ -36,8 +36,8 @@ class Actor(PykkaActor):
     mailbox_overflow: ClassVar[Overflow] = Overflow.WAIT
     ref_class: ClassVar[type[Ref]] = Ref
     shutdown_default_s: ClassVar[float] = 5.0  # where the child spec says nothing
-    # Seconds without a message after which the actor leaves memory; None is never.
-    passivate_after_s: ClassVar[float | None] = None
+    # Seconds without a message or a task after which `on_idle` is called and the actor leaves memory; None is never.
+    passivate_after_s: float | None = None
     # Seconds in one message, or in its start or end, after which a Watchdog calls it stuck; None is what that one says.
     stuck_after_s: ClassVar[float | None] = None
     # True: the end of a linked actor arrives as an Exit message instead of ending this one.
@@ -107,6 +107,13 @@ class Actor(PykkaActor):
         traceback: TracebackType | None,
     ) -> None:
         """Clean up after a crash, when no child task runs any more; what `exc_info` says is passed."""
+
+    def on_idle(self) -> None:
+        """Leave memory, after `passivate_after_s`; override it to `stop` for good instead, or to stay.
+
+        Akka's ReceiveTimeout and `Passivate` in one. After it `on_drain` and `on_stop` run as on any orderly stop.
+        """
+        self.passivate()
 
     async def on_receive(self, message: Any) -> Any:
         """Handle one message; what is returned answers an ask, a Refusal is raised at the asker.

@@ -110,6 +110,10 @@ class Incarnation:
             if mailbox.control:
                 if await self._serve_control():
                     return
+                batch += 1
+                if batch >= BATCH_SIZE:
+                    batch = 0
+                    await checkpoint()
             elif lane:
                 envelope = lane.popleft()
                 if mailbox.waiting:
@@ -135,8 +139,7 @@ class Incarnation:
                     await checkpoint()
             elif patience_s is not None and not self.tasks and not self.pending:
                 if not await self._wait_patiently(patience_s):
-                    self.leaving = True
-                    return
+                    self.actor.on_idle()
             else:
                 mailbox.reader = self.task
                 batch = 0

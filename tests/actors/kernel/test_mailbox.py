@@ -11,6 +11,7 @@ from actors.kernel import (
     ActorDeadError,
     AskCycleError,
     ChildSpec,
+    DynamicSupervisor,
     MailboxFullError,
     Overflow,
     Restart,
@@ -411,6 +412,103 @@ async def test_message_at_the_moment_of_leaving_memory_is_served(autojump_clock)
         ref.tell(("run", leave))
         await ref.ask("and an asker")
         assert ref.generation == 3
+
+
+async def test_queue_that_fills_while_the_actor_leaves_is_served_in_order_by_the_next_life(autojump_clock):
+    log = []
+    going = trio.Event()
+
+    class Leaving(Recorder):
+        mailbox_size_max = 3
+        passivate_after_s = 10
+
+        async def on_stop(self):
+            await super().on_stop()
+            await going.wait()
+
+    async with open_system(one(lambda: Leaving(log))) as system:
+        ref = system.supervisor.child("a")
+        await trio.sleep(11)
+        assert (ref.state, ref.generation) == ("stopping", 1)
+        answers = []
+
+        async def ask(number):
+            answers.append(await ref.ask(number))
+
+        async with trio.open_nursery() as nursery:
+            ref.tell("told")
+            # Two find room, the third waits for it until the next life has taken some.
+            for number in (1, 2, 3):
+                nursery.start_soon(ask, number)
+                await wait_all_tasks_blocked()
+            await to_thread(ref)
+            assert log == ["actor start", "actor stop"]
+            going.set()
+        assert sorted(answers) == [1, 2, 3]
+        assert ref.generation == 2
+        assert log == ["actor start", "actor stop", "actor start", "told", 1, 2, 3]
+        assert system.dead_letters.total == 0
+
+
+async def to_thread(ref):
+    """Have a thread find the mailbox full: what it is told is refused, and not half taken."""
+
+    def tell():
+        with pytest.raises(MailboxFullError):
+            ref.tell("from a thread")
+
+    await trio.to_thread.run_sync(tell)
+
+
+async def test_an_idle_actor_may_end_for_good_or_stay_instead_of_leaving_memory(autojump_clock):
+    log = []
+
+    class Ends(Recorder):
+        passivate_after_s = 10
+
+        def on_idle(self):
+            self.stop()
+
+    class Stays(Recorder):
+        passivate_after_s = 10
+        asked = 0
+
+        def on_idle(self):
+            self.asked += 1
+
+    children = [
+        ChildSpec("a", lambda: Ends(log), restart=Restart.TRANSIENT),
+        ChildSpec("b", lambda: Stays([])),
+    ]
+    async with open_system(ChildSpec("root", lambda: Supervisor(children))) as system:
+        await trio.sleep(35)
+        assert log == ["actor start", "actor stop"]
+        assert not system.supervisor.child("a").is_alive()
+
+        async def asked(actor):
+            return actor.asked
+
+        stays = system.supervisor.child("b")
+        assert (await stays.ask(("run", asked)), stays.generation) == (3, 1)
+
+
+async def test_thousands_that_come_back_at_once_do_not_starve_the_loop():
+    class Passive(Actor):
+        async def on_start(self):
+            self.passivate()
+
+    async with open_system(ChildSpec("root", DynamicSupervisor)) as system:
+        root = system.supervisor
+        refs = [await root.start_child(ChildSpec(str(number), Passive)) for number in range(1000)]
+        await wait_all_tasks_blocked()
+        assert {ref.state for ref in refs} == {"passive"}
+        for ref in refs:
+            ref.tell("come back")
+        turns = 0
+        while refs[-1].generation == 1:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+        assert turns >= 1000 // 64
 
 
 async def test_passive_actor_stops_with_the_tree_and_can_be_terminated():
