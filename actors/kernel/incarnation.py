@@ -111,8 +111,7 @@ class Incarnation:
                 if await self._serve_control():
                     return
                 batch += 1
-                if batch >= BATCH_SIZE:
-                    batch = 0
+                if batch % BATCH_SIZE == 0:
                     await checkpoint()
             elif lane:
                 envelope = lane.popleft()
