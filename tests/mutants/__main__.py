@@ -31,7 +31,10 @@ def main() -> int:
     def report(row: Row) -> None:
         cells = [str(row.verdicts.get(suite, "-")) for suite in arguments.suites]
         if row.mutant is None:
-            cells = [f"{row.verdicts[suite].word} {row.verdicts[suite].seconds:.0f} s" for suite in arguments.suites]
+            cells = [
+                f"{row.verdicts[suite].word} {row.verdicts[suite].seconds:.0f} s"
+                for suite in arguments.suites
+            ]
         print(line("(none)" if row.mutant is None else row.mutant.name, cells), flush=True)
         for suite, verdict in row.verdicts.items():
             if verdict.word == "broke" or (row.mutant is None and verdict.word != "passed"):
@@ -50,7 +53,9 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    parser.add_argument("--only", action="append", metavar="WORDS", help="bugs with these words in their names")
+    parser.add_argument(
+        "--only", action="append", metavar="WORDS", help="bugs with these words in their names"
+    )
     parser.add_argument("--fifteen", action="store_true", help="the fifteen classic ones only")
     parser.add_argument("--list", action="store_true", help="list the bugs and run nothing")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many bugs at a time")

@@ -18,8 +18,8 @@ APPLICATION: Final = (
     Mutant(
         "mail read before its turn ends",
         "store/mailbox.py",
-        '            database.execute("INSERT INTO mail_claims VALUES (?,?,?)", (mail_id, self.reader, self.turn_id))\n',
-        '            database.execute("INSERT INTO mail_claims VALUES (?,?,?)", (mail_id, self.reader, self.turn_id))\n'
+        'database.execute("INSERT INTO mail_claims VALUES (?,?,?)", (mail_id, self.reader, self.turn_id))\n',
+        'database.execute("INSERT INTO mail_claims VALUES (?,?,?)", (mail_id, self.reader, self.turn_id))\n'
         "            database.execute(\"INSERT INTO mail_receipts VALUES (?,?,'')\", (mail_id, self.reader))\n",
         ("tests/actors/test_turn.py", "tests/actors/test_standing.py", "tests/actors/test_recovery.py"),
         machine=False,

@@ -12,13 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
 
-from tests.mutants.mutant import KERNEL_TESTS, Mutant
+from tests.mutants.mutant import Mutant
 
 ROOT: Final = Path(__file__).parents[2]
 COPIED: Final = ("actors", "store", "protocol", "platform", "tests", "pyproject.toml")
@@ -66,13 +66,13 @@ class Row:
 
 @dataclass(slots=True)
 class Campaign:
-    """Which suites to run and how; `limits_s` are the seconds after which one counts as hung."""
+    """Which suites to run and how; `limits_s` are the seconds after which a suite with these tests counts as hung."""
 
     suites: Sequence[str]
     seeds: int
-    limits_s: dict[str, float] = field(default_factory=dict)
+    limits_s: dict[tuple[str, tuple[str, ...]], float] = field(default_factory=dict)
 
-    def command(self, suite: str, tests: Sequence[str]) -> list[str]:
+    def command(self, suite: str, tests: tuple[str, ...]) -> list[str]:
         """Return the command of a suite, to be run in a copy."""
         pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
         if suite == "unit":
@@ -81,7 +81,7 @@ class Campaign:
             return [*pytest, MACHINE]
         return [sys.executable, "-m", "tests.simulation", "--seeds", str(self.seeds), "--stop-at-first"]
 
-    def run_suite(self, copy: Path, suite: str, tests: Sequence[str]) -> Verdict:
+    def run_suite(self, copy: Path, suite: str, tests: tuple[str, ...] = ()) -> Verdict:
         """Run a suite in a copy; end it, and all that it started, when it takes too long."""
         environment = {
             **os.environ,
@@ -101,7 +101,7 @@ class Campaign:
                 start_new_session=True,
             )
             try:
-                code = process.wait(self.limits_s.get(suite, BASELINE_LIMIT_S))
+                code = process.wait(self.limits_s.get((suite, tests), BASELINE_LIMIT_S))
                 word = {0: "passed", FAILED: "failed"}.get(code, "broke" if code > 0 else "failed")
             except subprocess.TimeoutExpired:
                 word = "hung"
@@ -115,10 +115,15 @@ class Campaign:
         """Run every suite on the source as it is, and set the limits by how long that took."""
         _check_copy(copy)
         row = Row(None)
-        tests = sorted({path for mutant in mutants for path in mutant.tests})
         for suite in self.suites:
-            verdict = row.verdicts[suite] = self.run_suite(copy, suite, tests or KERNEL_TESTS)
-            self.limits_s[suite] = 30 + 4 * verdict.seconds
+            sets = {mutant.tests for mutant in mutants} if suite == "unit" else {()}
+            verdicts = []
+            for tests in sorted(sets):
+                verdict = self.run_suite(copy, suite, tests)
+                self.limits_s[suite, tests] = 20 + 4 * verdict.seconds
+                verdicts.append(verdict)
+            worst = next((verdict for verdict in verdicts if verdict.word != "passed"), verdicts[0])
+            row.verdicts[suite] = replace(worst, seconds=sum(verdict.seconds for verdict in verdicts))
         return row
 
     def run_mutant(self, copy: Path, mutant: Mutant) -> Row:
@@ -131,7 +136,8 @@ class Campaign:
         try:
             for suite in self.suites:
                 if suite != "machine" or mutant.machine:
-                    row.verdicts[suite] = self.run_suite(copy, suite, mutant.tests)
+                    tests = mutant.tests if suite == "unit" else ()
+                    row.verdicts[suite] = self.run_suite(copy, suite, tests)
         finally:
             path.write_text(source, encoding="utf-8")
         return row
@@ -207,8 +213,6 @@ def _check_copy(copy: Path) -> None:
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     """End a suite with all that it started; nothing of it runs afterwards."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

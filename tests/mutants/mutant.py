@@ -30,7 +30,9 @@ class Mutant:
         """Return the source with the bug. Raises StaleMutantError where the edit does not fit exactly once."""
         found = source.count(self.old)
         if found != 1:
-            raise StaleMutantError(f"{self.name}: its old text is {found} times in {self.file}, not once:\n{self.old}")
+            raise StaleMutantError(
+                f"{self.name}: its old text is {found} times in {self.file}, not once:\n{self.old}"
+            )
         return source.replace(self.old, self.new)
 
     def apply(self, root: Path) -> str:

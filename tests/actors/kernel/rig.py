@@ -25,7 +25,7 @@ from actors.kernel import (
     run,
 )
 from actors.kernel.child import ChildState
-from tests.actors.kernel.model import ENDED, PARKED, PASSIVE, PATIENCE_S, UP, WAITING
+from tests.actors.kernel.shape import ENDED, EXTRA_NAMES, PARKED, PASSIVE, PATIENCE_S, UP, WAITING
 
 ROWS = {
     ChildState.RUNNING: UP,
@@ -65,8 +65,8 @@ class Observer(Actor):
         self.rig.observed.append((kind, message.ref.child_id, message.generation, message.reason.kind.value))
 
 
-class Leaf(Actor):
-    """Does what it is told and writes it down."""
+class Plain(Actor):
+    """Does what it is told and writes it down; there is nothing to prepare."""
 
     def __init__(self, rig, shape):
         self.rig = rig
@@ -75,12 +75,8 @@ class Leaf(Actor):
 
     def note(self, what):
         self.rig.logs.setdefault(self.shape.name, []).append(what)
-
-    async def on_start(self):
-        if self.rig.bad_starts[self.shape.name]:
-            self.rig.bad_starts[self.shape.name] -= 1
-            raise OSError("told not to start")
-        self.note("start")
+        if what in ("start", "stop") and self.shape.name not in EXTRA_NAMES["pool"]:
+            self.rig.order.append((self.shape.name, what))
 
     async def on_stop(self):
         if self.shape.slow:
@@ -109,6 +105,16 @@ class Leaf(Actor):
         return Refusal(RefusedError("told to")) if kind == "refuse" else message
 
 
+class Leaf(Plain):
+    """The same, with a start that is seen and may fail."""
+
+    async def on_start(self):
+        if self.rig.bad_starts[self.shape.name]:
+            self.rig.bad_starts[self.shape.name] -= 1
+            raise OSError("told not to start")
+        self.note("start")
+
+
 class Rig:
     """Runs the script: pairs of an operation (a function of the rig) and the snapshot that must hold after it."""
 
@@ -116,6 +122,7 @@ class Rig:
         self.shape = root
         self.seed = seed
         self.logs = {}
+        self.order = []
         self.observed = []
         self.answers = {}
         self.bad_starts = Counter()
@@ -126,7 +133,8 @@ class Rig:
 
     def spec(self, shape):
         if not shape.supervises:
-            leaf = type("Leaf", (Leaf,), {
+            leaf = type("OneLeaf",
+                (Plain if shape.plain else Leaf,), {
                 "mailbox_size_max": shape.size_max,
                 "mailbox_overflow": shape.overflow,
                 "passivate_after_s": PATIENCE_S if shape.patient else None,
@@ -134,7 +142,10 @@ class Rig:
             factory = (lambda: Observer(self)) if shape.name == "observer" else (lambda: leaf(self, shape))
             shutdown_s = shape.shutdown_s
         else:
-            options = {"intensity": shape.tolerance, "backoff": Backoff(shape.backoff_s, 2, 4 * shape.backoff_s, 0)}
+            options = {
+                "intensity": shape.tolerance,
+                "backoff": Backoff(shape.backoff_s, 2, 4 * shape.backoff_s, 0),
+            }
             specs = [self.spec(child) for child in shape.children]
             shutdown_s = None
 
@@ -230,7 +241,7 @@ class Rig:
                 await trio.sleep_until(expected["now"])
                 await wait_all_tasks_blocked()
                 self.compare(step, expected)
-            self.system.begin_stop()
+            self.system.begin_stop()  # where the script ended early
             await self.system.wait_stopped()
             await wait_all_tasks_blocked()
             assert not self.scopes, f"never answered: {sorted(self.scopes)}"
@@ -246,13 +257,18 @@ class Rig:
         }
         for name, value in found.items():
             differ(step, name, value, expected[name])
+        if expected["order"] is not None:
+            differ(step, "order of siblings", self.order, expected["order"])
+        self.order.clear()
         over = expected["over"]
         assert (self.system._ended.is_set(), self.failed) == (over is not None, over in ("crashed", "killed"))
         if over is None:
             differ(step, "observed", Counter(self.observed), expected["observed"])
         self.compare_tables(step, expected)
         for key, node in expected["nodes"].items():
-            differ(step, f"node {key} {self.refs[key].path}", self.describe(self.refs[key], node["row"]), node)
+            differ(
+                step, f"node {key} {self.refs[key].path}", self.describe(self.refs[key], node["row"]), node
+            )
 
     def compare_tables(self, step, expected):
         """Check who is registered where, and learn the addresses of those who are new."""
@@ -262,7 +278,9 @@ class Rig:
             ids = [child_id for child_id in sup.children or {} if child_id != "observer"]
             differ(step, f"children of {name}", ids, [child_id for child_id, _ in rows])
             for child_id, key in rows:
-                assert self.refs.setdefault(key, sup.child(child_id)) is sup.child(child_id), f"{child_id} has moved"
+                assert self.refs.setdefault(key, sup.child(child_id)) is sup.child(child_id), (
+                    f"{child_id} has moved"
+                )
 
     def describe(self, ref, row):
         child = (ref.parent.children or {}).get(ref.child_id) if row is not None else None

@@ -10,11 +10,18 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from actors.kernel import AutoShutdown, Intensity, Overflow, Restart, Strategy
-from tests.actors.kernel.model import ENDED, GRACE_S, UP, Letter, Model, Shape
+from tests.actors.kernel.model import Model
 from tests.actors.kernel.rig import Rig
+from tests.actors.kernel.shape import EXTRA_NAMES, GRACE_S, Letter, Shape
 
 EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "0"))
 SETTINGS = settings(
@@ -27,15 +34,17 @@ SETTINGS = settings(
     phases=[Phase.generate] if os.environ.get("MACHINE_RAW") else [Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
-EXTRA_NAMES = {"pool": ("k", "l", "m"), "middle": ("x", "y")}  # of children that are started later
 NUMBER = st.integers(0, 20)
-KINDS = st.sampled_from(["note", "note", "note", "crash", "passivate", "clumsy", "refuse"])
+KINDS = st.sampled_from([*["note"] * 6, "crash", "passivate", "clumsy", "refuse"])
+HOWS = st.sampled_from(["tell", "ask", "send"])
 INTENSITIES = st.builds(Intensity, st.integers(0, 3), st.sampled_from([2.0, 5.0]))
 
 
 @st.composite
 def leaves(draw, name, strategy=Strategy.ONE_FOR_ONE, auto_shutdown=AutoShutdown.NEVER):
-    restart = draw(st.sampled_from([Restart.PERMANENT, Restart.PERMANENT, Restart.TRANSIENT, Restart.TEMPORARY]))
+    restart = draw(
+        st.sampled_from([Restart.PERMANENT, Restart.PERMANENT, Restart.TRANSIENT, Restart.TEMPORARY])
+    )
     may_end = auto_shutdown is not AutoShutdown.NEVER and restart is not Restart.PERMANENT
     return Shape(
         name,
@@ -48,6 +57,7 @@ def leaves(draw, name, strategy=Strategy.ONE_FOR_ONE, auto_shutdown=AutoShutdown
         overflow=draw(st.sampled_from(Overflow)),
         patient=draw(st.sampled_from([False, False, True])),
         slow=draw(st.booleans()),
+        plain=draw(st.sampled_from([False, False, True])),
     )
 
 
@@ -58,13 +68,17 @@ def roots(draw):
     middle = Shape(
         "middle",
         restart=draw(st.sampled_from([Restart.PERMANENT, Restart.TRANSIENT])),
-        children=tuple(draw(leaves(name, strategy, auto_shutdown)) for name in "abc"[: draw(st.integers(2, 3))]),
+        children=tuple(
+            draw(leaves(name, strategy, auto_shutdown)) for name in "abc"[: draw(st.integers(2, 3))]
+        ),
         strategy=strategy,
         tolerance=draw(INTENSITIES),
         backoff_s=draw(st.sampled_from([0.0, 1.0])),
         auto_shutdown=auto_shutdown,
     )
-    pool = Shape("pool", dynamic=True, tolerance=draw(INTENSITIES), backoff_s=draw(st.sampled_from([0.0, 1.0])))
+    pool = Shape(
+        "pool", dynamic=True, tolerance=draw(INTENSITIES), backoff_s=draw(st.sampled_from([0.0, 1.0]))
+    )
     return Shape(
         "root",
         children=(Shape("observer"), middle, pool),
@@ -91,6 +105,9 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self):
         if self.model is not None:
+            if self.running():
+                self.model.stop_all()
+                self.record(lambda rig: rig.system.begin_stop())
             self.rig.play(self.script)
 
     # -- helpers ---------------------------------------------------------------------------------------------------
@@ -105,8 +122,9 @@ class Machine(RuleBasedStateMachine):
 
     def pick(self, index, *, leaf=True):
         """Return a node that is or was, the living more often."""
-        nodes = [node for node in self.known.values() if node.leaf is leaf]
-        nodes += [node for node in self.model.nodes() if node.leaf is leaf] * 2
+        nodes = [node for node in self.model.nodes() if node.leaf is leaf]
+        nodes += [node for node in nodes if node.alive] * 2
+        nodes += [node for node in self.known.values() if node.leaf is leaf and node not in nodes]
         return nodes[index % len(nodes)] if nodes else None
 
     def next_number(self):
@@ -114,7 +132,7 @@ class Machine(RuleBasedStateMachine):
         return self.number
 
     def held(self):
-        """Return the node whose message is in work, None if there is none; `outstanding` if one is on its way."""
+        """Return the node whose message is in work, None if there is none."""
         return next((node for node in self.known.values() if node.held is not None), None)
 
     def may_receive(self, node, kind):
@@ -142,7 +160,7 @@ class Machine(RuleBasedStateMachine):
     # -- rules -----------------------------------------------------------------------------------------------------
 
     @precondition(running)
-    @rule(index=NUMBER, kind=KINDS, how=st.sampled_from(["tell", "ask", "send"]), times=st.integers(1, 3))
+    @rule(index=NUMBER, kind=KINDS, how=HOWS, times=st.integers(1, 3))
     def message(self, index, kind, how, times):
         node = self.pick(index)
         for _ in range(times):
@@ -157,15 +175,29 @@ class Machine(RuleBasedStateMachine):
                 self.post(node, "crash", "tell")
 
     @precondition(running)
-    @rule(index=NUMBER, how=st.sampled_from(["tell", "ask"]))
-    def hold(self, index, how):
-        node = self.pick(index)
-        idle = node is not None and node.alive and not node.queue
-        if idle and self.held() is None:
-            self.post(node, "hold", how)
+    @rule(
+        index=NUMBER,
+        how=st.sampled_from(["tell", "ask"]),
+        letters=st.lists(st.tuples(KINDS, HOWS, st.booleans()), max_size=6),
+        released=st.booleans(),
+    )
+    def hold(self, index, how, letters, released):
+        """Keep one busy, at most one in the tree, and queue letters behind; some askers give up."""
+        nodes = [node for node in self.model.nodes() if node.leaf and node.alive and not node.queue]
+        if nodes and self.held() is None:
+            self.post(nodes[index % len(nodes)], "hold", how)
+        for kind, how, withdrawn in letters if self.held() is not None else ():
+            self.post(self.held(), kind, how)
+            if withdrawn and self.number in self.model.asked:
+                self.withdraw(self.number)
+        if released and self.held() is not None:
+            self.release()
 
     @precondition(lambda self: self.running() and self.held() is not None)
     @rule()
+    def release_held(self):
+        self.release()
+
     def release(self):
         self.model.release(self.held())
         self.record(lambda rig: rig.gate.set())
@@ -173,7 +205,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.running() and self.model.asked)
     @rule(index=NUMBER)
     def give_up(self, index):
-        number = sorted(self.model.asked)[index % len(self.model.asked)]
+        self.withdraw(sorted(self.model.asked)[index % len(self.model.asked)])
+
+    def withdraw(self, number):
         self.model.give_up(number)
         self.record(lambda rig: rig.scopes[number].cancel())
 
@@ -200,7 +234,11 @@ class Machine(RuleBasedStateMachine):
     @rule(index=NUMBER, brutally=st.booleans())
     def end_supervisor(self, index, brutally):
         node = self.pick(index, leaf=False)
-        if node is None or not node.alive or (brutally and any(child.partner for child in node.table.values())):
+        if (
+            node is None
+            or not node.alive
+            or (brutally and any(child.partner for child in node.table.values()))
+        ):
             return
         if brutally:
             self.model.kill(node)
@@ -247,7 +285,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(running)
     @rule(
         index=NUMBER,
-        method=st.sampled_from(["terminate_child", "restart_child", "restart_child", "delete_child", "retry", "retry"]),
+        method=st.sampled_from(
+            ["terminate_child", "restart_child", "restart_child", "delete_child", "retry", "retry"]
+        ),
         leaf=st.sampled_from([True, True, True, False]),
     )
     def command(self, index, method, leaf):

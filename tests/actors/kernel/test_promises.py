@@ -53,7 +53,9 @@ async def test_child_that_fails_in_restart_child_can_be_restarted_again():
                 raise OSError("not today")
             await super().on_start()
 
-    async with open_system(ChildSpec("root", lambda: Supervisor([ChildSpec("a", lambda: Moody(log))]))) as system:
+    async with open_system(
+        ChildSpec("root", lambda: Supervisor([ChildSpec("a", lambda: Moody(log))]))
+    ) as system:
         root = system.supervisor
         ref = root.child("a")
         await root.terminate_child("a")
