@@ -210,8 +210,11 @@ class Ref(pykka.ActorRef[Any]):
             if future is None:
                 self.system.dead_letters.undelivered(self, "told to a dead actor", message)
             raise dead_error(self.path)
-        if future is not None and self.condition == "parked" and self.incarnation is None:
-            raise self._parked_error()
+        if future is not None and self.incarnation is None:
+            if self.condition == "parked":
+                raise self._parked_error()
+            if self.condition == "waiting" and mailbox.room < 0:
+                raise dead_error(self.path)
         if self.condition == "passive":
             self._activate()
         if not mailbox.is_full:
@@ -362,6 +365,17 @@ class Ref(pykka.ActorRef[Any]):
             if envelope.reply_to is not None:
                 envelope.reply_to.orphan(self._parked_error())
         self.mailbox.refuse_waiting(self._parked_error)
+
+    def refuse_questions(self) -> None:
+        """Answer those who ask, now and until the next incarnation; what was told is kept.
+
+        For a member of a group that restarts: it comes back when the others have ended, and whoever asks it may be
+        one of those, or be waited for by one.
+        """
+        self.mailbox.room = -1
+        for envelope in self.mailbox.take_asks():
+            if envelope.reply_to is not None:
+                envelope.reply_to.orphan(dead_error(self.path))
 
     def revive(self) -> None:
         """Open the address again before a new incarnation."""

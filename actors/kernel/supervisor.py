@@ -342,9 +342,12 @@ class Supervisor(Actor):
         child.restarts += 1
         child.state = ChildState.WAITING
         members = self._group(child)
+        if len(members) > 1:
+            child.ref.refuse_questions()
         for member in reversed(members):
             if member is not child:
                 await self._terminate(member)
+                member.ref.refuse_questions()
                 if member.spec.restart is Restart.TEMPORARY:
                     self._end_child(member)
         tickets = tuple(member.next_ticket() for member in members if member.state is ChildState.WAITING)

@@ -799,3 +799,35 @@ async def test_endless_starting_and_stopping_leaves_nothing_behind():
         await wait_all_tasks_blocked()
         assert not root.children
         assert len(system.nursery.child_tasks) == 1
+
+
+async def test_a_question_to_a_member_of_a_restarting_group_is_answered_and_holds_nobody_up(autojump_clock):
+    """Who may be waited for by the supervisor must not wait for what it is about to start."""
+    log, answers = [], []
+
+    class Persistent(Recorder):
+        async def on_stop(self):
+            a = self.ref.parent.child("a")
+            with trio.CancelScope(shield=True):
+                try:
+                    answers.append(await a.ask("ping"))
+                except ActorDeadError:
+                    answers.append("dead")
+            await super().on_stop()
+
+    specs = [
+        ChildSpec("a", lambda: Recorder(log, "a")),
+        ChildSpec("b", lambda: Persistent(log, "b"), shutdown_s=2),
+    ]
+    root = ChildSpec("root", lambda: Supervisor(specs, strategy=Strategy.REST_FOR_ONE))
+    async with open_system(root) as system:
+        a, b = system.supervisor.child("a"), system.supervisor.child("b")
+        a.tell("crash")
+        a.tell("kept")
+        await wait_all_tasks_blocked()
+        assert answers == ["dead"]
+        assert (a.generation, b.generation) == (2, 2)
+        assert log.count("kept") == 1
+        assert trio.current_time() < 1
+        assert await a.ask("ping") == "ping"
+    assert system.stuck == []
