@@ -215,7 +215,9 @@ class Incarnation:
             await hook(*args)
         except (trio.Cancelled, GeneratorExit):
             raise
-        except BaseException as exception:  # noqa: BLE001  # as in run()
+        except BaseException as exception:  # as in run()
+            if isinstance(exception, BaseExceptionGroup) and exception.split(trio.Cancelled)[1] is None:
+                raise  # a nursery in the hook was cancelled as a whole
             self._note_fault(exception)
 
     async def _reap_tasks(self) -> None:

@@ -561,3 +561,26 @@ async def test_dead_letter_says_for_whom_of_which_type_and_why_and_nothing_of_th
             ("root/a", "bytes", "told to a dead actor"),
         ]
         assert (system.dead_letters.undelivered_count, system.dead_letters.dropped_count) == (2, 1)
+
+
+@pytest.mark.parametrize("hook", ["on_drain", "on_stop"])
+async def test_kill_of_an_actor_whose_last_hook_waits_in_a_nursery_is_a_kill_and_no_crash(hook):
+    class Waiting(Recorder):
+        async def wait_twice(self):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                nursery.start_soon(trio.sleep_forever)
+
+    setattr(Waiting, hook, Waiting.wait_twice)
+    Waiting.drains = Waiting.cleans_up = True
+    log = []
+    spec = ChildSpec("a", lambda: Waiting(log, "a"), restart=Restart.TEMPORARY)
+    async with open_system(ChildSpec("root", lambda: Supervisor([spec]))) as system:
+        a = system.supervisor.child("a")
+        a.stop()
+        await wait_all_tasks_blocked()
+        assert a.state == "stopping"
+        a.kill()
+        await a.wait_stopped()
+        assert a.last_reason == "killed"
+        assert log == ["a start"]
