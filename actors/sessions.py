@@ -52,6 +52,9 @@ from store.unit_of_work import ConflictError
 CRASHES_MAX: Final = 3
 """A session whose actor crashed so often in a row gives up the turns that wait."""
 
+AGAIN_S: Final = 5.0
+"""How long after the disk did not take what is missing of a session it is tried again."""
+
 RESERVED_CHANNELS: Final = frozenset({"cli", "subagent"})
 """Nobody unproved opens a key of these channels first: standing agents and subagents live there."""
 
@@ -88,9 +91,27 @@ class SessionActor(Actor):
         """Read the session back from the store, if it is there, and go on with what waits."""
         self._row = find_session(self._services.database, self._memory.key)
         if self._row is not None:
-            await self._recover(self._row)
-            self._converse(self._row)
-            self._run_next()
+            await self._resume(self._row)
+
+    async def _resume(self, row: SessionRow) -> None:
+        """Record what is missing of the last turn, then go on with what waits; later, while the disk takes nothing."""
+        self._conversation = None
+        try:
+            await self._recover(row)
+            if last_turn(self._services.database, row.id) is not None:
+                await self._settle()
+        except StorageError as error:
+            _log.error("not recorded", session=self._memory.key, error=str(error), again_in_s=AGAIN_S)
+            self.start_task(self._resume_later, row, name="resume later")
+            return
+        self._converse(self._row or row)
+        self._run_next()
+        if self._running is None and self._memory.on_idle is not None:
+            self._memory.on_idle()  # mail that the turn carried may be unread again
+
+    async def _resume_later(self, row: SessionRow) -> None:
+        await trio.sleep(AGAIN_S)
+        await self._resume(row)
 
     async def _recover(self, row: SessionRow) -> None:
         turn = last_turn(self._services.database, row.id)
@@ -324,6 +345,11 @@ class SessionActor(Actor):
     async def _shut(self, event: str, reason: str | None) -> None:
         row = self._row
         assert row is not None  # noqa: S101 - only an existing session is shut
+        last = last_turn(self._services.database, row.id)
+        if last is not None and last.status == "running":
+            raise RequestError(
+                "internal", "the last turn of this session is not recorded yet; try again later"
+            )
         journal = self._services.journal(row)
         self._lifecycle(journal, row, event, reason, self._parents())
         journal.add(UpdateSession(row.id, self._services.clock.stamp(), state="closed"))
@@ -419,22 +445,30 @@ class SessionActor(Actor):
         self.start_task(self._run_turn, self._running, name="turn")
 
     async def _run_turn(self, run: TurnRun) -> None:
+        is_recorded = False
         try:
             await run.run()
-            await self._settle()
+            is_recorded = run.is_recorded and await self._is_settled()
         finally:
             self._running = None
             self._is_closing = False
             self._running_done.set()
             run.message.answer(run.answer)
         self._memory.crashes = 0
-        if not run.is_recorded:
-            # A fresh incarnation records this turn as interrupted before it goes on.
-            self.stop()
+        if not is_recorded:
+            # Nothing else runs before it is: this turn as interrupted, or the end of the session behind it.
+            await self._resume(run.row)
         elif self._memory.waiting:
             self._run_next()
         elif self._memory.on_idle is not None:
             self._memory.on_idle()
+
+    async def _is_settled(self) -> bool:
+        try:
+            await self._settle()
+        except StorageError:
+            return False
+        return True
 
     async def _settle(self) -> None:
         """Close the session behind its turn where its mode, or an eviction that was put off, says so."""

@@ -134,3 +134,56 @@ async def test_an_agent_that_the_disk_kept_asleep_wakes_by_itself_when_it_is_wel
             mock_clock.jump(60)
         assert office.rows("SELECT reader FROM mail_receipts") == [("reed",)]
         assert office.memories["reed"].last_problem is None
+
+
+async def test_a_turn_whose_end_the_disk_refused_is_recorded_when_there_is_room_though_nobody_asks(
+    tmp_path: Path, mock_clock: MockClock
+):
+    """Its mail would else be carried by nobody, and unread for nobody, until somebody happened to use the session."""
+
+    async def act(_session: SessionIdentity, request: TurnRequest, host: TurnHost) -> str:
+        office.failure = FULL if len(office.runtime.requests) == 1 else None
+        say(host, "Done.")
+        return "end_turn"
+
+    async with open_office(tmp_path, act, standing=["reed"]) as office:
+        await settled()
+        await office.mail("reed", "one")
+        for _ in range(60):
+            await settled()
+            mock_clock.jump(1)
+        assert office.rows("SELECT status FROM turns") == [("running",)]
+        assert office.rows("SELECT count(*) FROM mail_receipts") == [(0,)]
+        office.failure = None
+        for _ in range(400):
+            await settled()
+            mock_clock.jump(1)
+        assert office.rows("SELECT status FROM turns ORDER BY seq")[:2] == [("interrupted",), ("complete",)]
+        assert ("reed",) in office.rows("SELECT reader FROM mail_receipts")
+        assert office.rows("SELECT count(*) FROM mail_claims") == [(0,)]
+        ref = office.trunk.supervisor("sessions").child("reed:cli:local")
+        assert ref is not None
+        assert ref.generation == 1  # nothing crashed for it
+        office.check_ledger()
+
+
+async def test_a_session_cannot_be_closed_over_a_turn_that_is_not_recorded(
+    tmp_path: Path, mock_clock: MockClock
+):
+    async def act(_session: SessionIdentity, _request: TurnRequest, host: TurnHost) -> str:
+        office.failure = FULL
+        say(host, "Done.")
+        return "end_turn"
+
+    async with open_office(tmp_path, act) as office:
+        ref = await office.open()
+        assert (await office.turn(ref)).error is not None
+        with pytest.raises(RequestError, match="not recorded yet"):
+            await ref.ask(Close(OPERATOR, None))
+        office.failure = None
+        for _ in range(6):
+            await settled()
+            mock_clock.jump(1)
+        assert await ref.ask(Close(OPERATOR, None)) == {"ok": True}
+        assert office.rows("SELECT status FROM turns") == [("interrupted",)]
+        office.check_ledger()
