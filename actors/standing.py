@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -11,7 +12,17 @@ import structlog
 import trio
 
 from actors.directory import Directory, ask, new_future, run_turn
-from actors.kernel import Actor, ChildSpec, Intensity, Ref, Restart, Strategy, Supervisor, Tick
+from actors.kernel import (
+    Actor,
+    ActorDeadError,
+    ChildSpec,
+    Intensity,
+    Ref,
+    Restart,
+    Strategy,
+    Supervisor,
+    Tick,
+)
 from actors.ledger_writer import commit
 from actors.service import Caller
 from actors.session_messages import Init, RunTurn, Status, Subscribe
@@ -200,7 +211,9 @@ class StandingAgent(Actor):
         return True
 
     def _session_is_idle(self) -> None:
-        self.ref.tell(LookForMail())
+        # The session keeps this call longer than an agent that was frozen lives, and its fault is not the session's.
+        with suppress(ActorDeadError):
+            self.ref.tell(LookForMail())
 
     def _note_failure(self, error: AgentRunnerError) -> None:
         memory = self._memory

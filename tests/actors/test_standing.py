@@ -302,3 +302,16 @@ async def test_the_sweep_finds_what_was_missed(tmp_path: Path, mock_clock: MockC
         assert len(office.runtime.requests) == 1
         reader = office.services.runtime.reader(office.runtime.requests[0][0])  # type: ignore[attr-defined]
         assert unread(office.database, reader, office.clock.stamp()) == []
+
+
+async def test_the_session_of_an_agent_that_is_gone_runs_turns_without_a_crash(
+    tmp_path: Path, mock_clock: MockClock
+):
+    async with open_office(tmp_path / "root", count_and_answer, standing=["reed"]) as office:
+        await office.mail("reed")
+        await settled()
+        await office.trunk.supervisor("standing").terminate_child("reed")
+        ref = await office.open("reed:cli:local")
+        assert (await office.turn(ref)).status == "complete"
+        await settled()
+        assert ref.generation == 1
