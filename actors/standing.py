@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -40,6 +41,9 @@ WINDOW_S: Final = 600.0
 
 BACK_OFF_FIRST_S: Final = 5.0
 BACK_OFF_MAX_S: Final = 300.0
+SPREAD_S: Final = 5.0
+"""Over how long the agents come back that waited for the model server."""
+
 FAILURES_MAX: Final = 6
 """An agent whose wake-ups failed so often in a row is parked until someone looks."""
 
@@ -152,6 +156,10 @@ class StandingAgent(Actor):
     def _delay_s(self, messages: int, *, is_counted: bool) -> float:
         """Return the seconds until the next wake-up is allowed."""
         memory, moment = self._memory, trio.current_time()
+        left_alone_s = self._services.runtime.retry_in_s()
+        if left_alone_s > 0:
+            # Not all at once: the first one finds out for the others whether the model server is back.
+            return left_alone_s + random.uniform(0.0, SPREAD_S)
         if memory.not_before > moment:
             return memory.not_before - moment
         while memory.wakes and memory.wakes[0] <= moment - WINDOW_S:
@@ -218,6 +226,11 @@ class StandingAgent(Actor):
     def _note_failure(self, error: AgentRunnerError) -> None:
         memory = self._memory
         memory.last_problem = error.message if isinstance(error, RequestError) else str(error)
+        left_alone_s = self._services.runtime.retry_in_s()
+        if left_alone_s > 0:
+            # The model server is down for everybody; the wait for it is asked for anew at the next look.
+            memory.not_before = 0.0
+            return
         if isinstance(error, RequestError) and error.code in NOT_ITS_FAULT:
             memory.not_before = trio.current_time() + BACK_OFF_MAX_S
             return

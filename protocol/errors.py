@@ -79,16 +79,29 @@ class BackendError(AgentRunnerError):
     """The model server failed.
 
     `code` is `backend_error`, `backend_overloaded` or `rate_limited`; `retry_after_s` is what the server
-    asked for, or None.
+    asked for, or None. `is_request_at_fault`: the server is there and would refuse the same request again.
     """
 
-    def __init__(self, code: str, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        retry_after_s: float | None = None,
+        *,
+        is_request_at_fault: bool = False,
+    ) -> None:
         if code not in CODES:
             raise ValueError(f"{code!r} is not an error code of the protocol")
         super().__init__(message)
         self.code = code
         self.message = message
         self.retry_after_s = retry_after_s
+        self.is_request_at_fault = is_request_at_fault
+
+    @property
+    def is_server_down(self) -> bool:
+        """Whether the server failed, and would any other request."""
+        return not self.is_request_at_fault and self.code != "rate_limited"
 
 
 class LedgerError(AgentRunnerError):

@@ -40,6 +40,18 @@ STOP_REASONS: Final = {
 ERROR_CODES: Final = {"overloaded_error": "backend_overloaded", "rate_limit_error": "rate_limited"}
 """The server's error types that have a code of their own; every other one is `backend_error`."""
 
+REQUEST_ERRORS: Final = frozenset(
+    {
+        "invalid_request_error",
+        "authentication_error",
+        "billing_error",
+        "permission_error",
+        "not_found_error",
+        "request_too_large",
+    }
+)
+"""The server's error types that say nothing against the server."""
+
 _CALL_AGAIN: Final = "Call again with a JSON object."
 
 
@@ -288,7 +300,11 @@ def error_of(fields: dict[str, Any]) -> BackendError:
     kind = excerpt(kind, 60) if isinstance(kind, str) and kind else "error"
     message = error.get("message")
     message = excerpt(message, 300) if isinstance(message, str) and message else "it gave no reason"
-    return BackendError(ERROR_CODES.get(kind, "backend_error"), f"the model server reports {kind}: {message}")
+    return BackendError(
+        ERROR_CODES.get(kind, "backend_error"),
+        f"the model server reports {kind}: {message}",
+        is_request_at_fault=kind in REQUEST_ERRORS,
+    )
 
 
 def excerpt(text: str, characters_max: int) -> str:

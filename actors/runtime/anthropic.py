@@ -1,7 +1,8 @@
 """The Anthropic backend: the Messages API over HTTP, streamed. The only module that talks HTTP to a model server.
 
 One client and one pool of kept connections serve the whole daemon. A call is tried again only until the first byte of
-its answer: what a model has begun to say cannot be unsaid. The retry loop is our own, some twenty lines: stamina
+its answer: what a model has begun to say cannot be unsaid. Calls that failed for good, one after the other, open the
+breaker (`actors.runtime.breaker`). The retry loop is our own, some twenty lines: stamina
 measures by the machine's clock and draws its jitter from the global generator, so that no test could state its waits.
 """
 
@@ -24,6 +25,7 @@ import trio
 
 from actors.runtime.anthropic_environment import MODEL_DEFAULT, Connection, read_environment
 from actors.runtime.base import SessionIdentity, TurnRequest
+from actors.runtime.breaker import Breaker
 from actors.runtime.messages_loop import MessagesRuntime, ModelSettings, Payload
 from protocol.errors import BackendError
 from protocol.messages import error_of, excerpt
@@ -110,6 +112,7 @@ class AnthropicRuntime(MessagesRuntime):
         self._transport = transport
         self._rng = rng or random.Random()
         self._now = now
+        self.breaker = Breaker(self.name, rng=self._rng, now=now)
         self._client: httpx.AsyncClient | None = None
         self._line: _Line | None = None
         self._calls = 0
@@ -136,7 +139,17 @@ class AnthropicRuntime(MessagesRuntime):
             "health": self._last_error or ("ok" if self._calls else "unused"),
             "calls": self._calls,
             "retries": self._retries,
+            "breaker": self.breaker.status(),
         }
+
+    async def ensure_session(self, session: SessionIdentity) -> None:
+        """Raise BackendError while the server is left alone."""
+        del session
+        self.breaker.check()
+
+    def retry_in_s(self) -> float:
+        """Return how long the server is left alone yet."""
+        return self.breaker.retry_in_s
 
     @asynccontextmanager
     async def open_stream(
@@ -144,14 +157,15 @@ class AnthropicRuntime(MessagesRuntime):
     ) -> AsyncIterator[AsyncGenerator[bytes, None]]:
         """Ask the server and yield its answer; an answer begins with its first byte, until then it is tried again."""
         del request
-        self._calls += 1
         try:
-            response, body, first = await self._begin(session, payload)
-            try:
-                async with aclosing(self._chunks(body, first)) as chunks:
-                    yield chunks
-            finally:
-                await _abandon(response, body)
+            async with self.breaker.call():
+                self._calls += 1
+                response, body, first = await self._begin(session, payload)
+                try:
+                    async with aclosing(self._chunks(body, first)) as chunks:
+                        yield chunks
+                finally:
+                    await _abandon(response, body)
         except BackendError as error:
             self._last_error = error.message
             raise
@@ -163,12 +177,15 @@ class AnthropicRuntime(MessagesRuntime):
         try:
             content = orjson.dumps(payload)
         except TypeError as error:
-            raise BackendError("backend_error", f"the request cannot be written as JSON: {error}") from error
+            problem = f"the request cannot be written as JSON: {error}"
+            raise BackendError("backend_error", problem, is_request_at_fault=True) from error
         for attempt in itertools.count(1):
             try:
                 return await self._try(content)
             except _TryFailedError as failure:
-                wait_s = self._wait_s(attempt, failure.error.retry_after_s) if failure.is_retried else None
+                # A server that others have found to be down, and one that is probed, is asked once.
+                is_retried = failure.is_retried and self.breaker.state == "closed"
+                wait_s = self._wait_s(attempt, failure.error.retry_after_s) if is_retried else None
                 if wait_s is None:
                     raise failure.error from failure.__cause__
                 _log.warning(
@@ -195,9 +212,13 @@ class AnthropicRuntime(MessagesRuntime):
         if self._line is None:
             self._line = _Line(self._open_client())
         try:
-            response = await self._line.post(content)
+            with trio.fail_after(self.connection.head_timeout_s):
+                response = await self._line.post(content)
         except httpx.HTTPError as error:
             raise self._failed(error) from error
+        except trio.TooSlowError as error:
+            # Its head came in dribbles, none of which was late.
+            raise _TryFailedError(BackendError("backend_error", self._silence()), is_retried=False) from error
         body = response.aiter_bytes()
         is_begun = False
         try:
@@ -241,7 +262,7 @@ class AnthropicRuntime(MessagesRuntime):
                 timeout=httpx.Timeout(
                     connect=connection.connect_timeout_s,
                     read=connection.read_timeout_s,
-                    write=30.0,
+                    write=connection.write_timeout_s,
                     pool=None,
                 ),
                 limits=httpx.Limits(
@@ -253,8 +274,14 @@ class AnthropicRuntime(MessagesRuntime):
 
     async def _chunks(self, body: AsyncIterator[bytes], first: bytes) -> AsyncGenerator[bytes, None]:
         yield first
+        last_line = trio.current_time()
         try:
             async for chunk in body:
+                # A byte a second is no silence to the socket; of a stream that lives, a line is complete in time.
+                if b"\n" in chunk:
+                    last_line = trio.current_time()
+                elif trio.current_time() - last_line > self.connection.read_timeout_s:
+                    raise BackendError("backend_error", self._silence())
                 yield chunk
         except httpx.TimeoutException as error:
             raise BackendError("backend_error", self._silence()) from error
@@ -317,9 +344,9 @@ class AnthropicRuntime(MessagesRuntime):
             f"the model server answered {status} ({reason or response.reason_phrase or 'no reason'}). {step}"
         )
         retry_after_s = _retry_after_s(response.headers.get("retry-after"), self._now())
-        return _TryFailedError(
-            BackendError(code, message.rstrip(), retry_after_s), is_retried=status in _RETRIED
-        )
+        is_request_at_fault = 400 <= status < 500 and status not in _RETRIED
+        error = BackendError(code, message.rstrip(), retry_after_s, is_request_at_fault=is_request_at_fault)
+        return _TryFailedError(error, is_retried=status in _RETRIED)
 
     def _clean(self, body: bytes | str) -> str:
         """Return a short excerpt of what a server said, without markup and without the key."""

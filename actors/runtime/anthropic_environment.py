@@ -29,6 +29,12 @@ class Connection:
     base_url: str = BASE_URL_DEFAULT
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 120.0
+    write_timeout_s: float = 30.0
+
+    @property
+    def head_timeout_s(self) -> float:
+        """How long it may take in all until the head of an answer is there."""
+        return self.connect_timeout_s + self.write_timeout_s + self.read_timeout_s
 
     @property
     def public_url(self) -> str:

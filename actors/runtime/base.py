@@ -142,7 +142,10 @@ class AgentRuntime(abc.ABC):
 
     @abc.abstractmethod
     async def ensure_session(self, session: SessionIdentity) -> None:
-        """Make ready what the backend keeps for a session; called before its first turn."""
+        """Make ready what the backend keeps for a session; called before each of its turns.
+
+        Raises BackendError where none would be run now: nothing of the turn has been recorded then.
+        """
 
     @abc.abstractmethod
     async def run_turn(self, session: SessionIdentity, request: TurnRequest, host: TurnHost) -> str:
@@ -163,6 +166,10 @@ class AgentRuntime(abc.ABC):
     @abc.abstractmethod
     def status(self) -> dict[str, Any]:
         """Return what an operator wants to see of the backend: name, model, health."""
+
+    def retry_in_s(self) -> float:
+        """Return the seconds until it makes sense to run a turn: above 0 while the model server is left alone."""
+        return 0.0
 
     async def aclose(self) -> None:
         """Free connections at the end of the daemon."""

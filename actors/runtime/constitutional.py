@@ -292,6 +292,10 @@ class ConstitutionalRuntime(AgentRuntime):
         """Return the inner runtime's status."""
         return self._inner.status()
 
+    def retry_in_s(self) -> float:
+        """Return what the inner runtime says."""
+        return self._inner.retry_in_s()
+
     async def aclose(self) -> None:
         """Close the inner runtime."""
         await self._inner.aclose()

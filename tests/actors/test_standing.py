@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from actors.runtime.breaker import Breaker
 from actors.standing import BACK_OFF_FIRST_S, BACK_OFF_MAX_S, FAILURES_MAX, WINDOW_S, Unpark
 from protocol.errors import BackendError
 from protocol.tiers import Tier
@@ -315,3 +316,37 @@ async def test_the_session_of_an_agent_that_is_gone_runs_turns_without_a_crash(
         assert (await office.turn(ref)).status == "complete"
         await settled()
         assert ref.generation == 1
+
+
+async def test_agents_wait_for_a_model_server_that_is_down_and_none_is_parked(
+    tmp_path: Path, mock_clock: MockClock
+):
+    breaker, down = Breaker("scripted"), BackendError("backend_error", "the model server is down")
+    is_down = True
+
+    async def ask(_session, _request, host):
+        async with breaker.call():
+            if is_down:
+                raise down
+            say(host, "Read.")
+            return "end_turn"
+
+    agents = ["reed", "dwara", "calli"]
+    async with open_office(tmp_path / "root", ask, standing=agents) as office:
+        office.runtime.retry_in_s = lambda: breaker.retry_in_s  # type: ignore[method-assign]
+        await office.mail("all")
+        await settled()
+        for _ in range(200):  # fifty minutes
+            mock_clock.jump(15)
+            await settled()
+        assert not any(office.memories[agent].parked for agent in agents)
+        # Each tried twice until it opened, and then with it: after 10, 20, 40, … seconds, every five minutes at most.
+        assert len(office.runtime.requests) < 3 * 20
+        assert {office.memories[agent].last_problem for agent in agents} <= {down.message, None}
+        is_down = False
+        for _ in range(30):
+            mock_clock.jump(15)
+            await settled()
+        assert sorted(office.rows("SELECT reader FROM mail_receipts")) == [("calli",), ("dwara",), ("reed",)]
+        assert {office.memories[agent].last_problem for agent in agents} == {None}
+        office.check_ledger()
