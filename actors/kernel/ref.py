@@ -171,9 +171,10 @@ class Ref(pykka.ActorRef[Any]):
     async def ask(self, message: Any, timeout_s: float | None = None) -> Any:  # type: ignore[override]  # pykka's blocks
         """Post a message and return what the handler returns for it.
 
-        Raises what the handler's Refusal carries; ActorDeadError when the actor ended or died over the message
-        (its exception is the cause); AskTimeoutError after `timeout_s` seconds; AskCycleError when the answer
-        would have to come from an actor that waits for the caller; MailboxFullError as the policy says.
+        Raises what the handler's Refusal carries; ActorDeadError when the actor ended, died over the message (its
+        exception is the cause) or is down with a group that restarts; AskTimeoutError after `timeout_s` seconds;
+        AskCycleError when the answer would have to come from an actor that waits for the caller; MailboxFullError as
+        the policy says.
         A cancelled or timed out question that has not been begun is skipped.
         """
         if timeout_s is not None:
