@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -145,7 +144,7 @@ class SessionMemory:
     """
 
     key: str
-    waiting: deque[RunTurn] = field(default_factory=deque)
+    waiting: list[RunTurn] = field(default_factory=list)  # few, and an idle session's empty list is small
     ceiling: Ceiling | None = None
     evict_after_turn: bool = False
     crashes: int = 0

@@ -438,7 +438,7 @@ class SessionActor(Actor):
         row, conversation = self._row, self._conversation
         if self._running is not None or not self._memory.waiting or row is None or conversation is None:
             return
-        message = self._memory.waiting.popleft()
+        message = self._memory.waiting.pop(0)
         lost = RequestError("internal", "the turn was lost; see the log, then try again")
         self._running = TurnRun(self._services, conversation, row, message, trio.CancelScope(), lost)
         self._running_done = trio.Event()
@@ -509,7 +509,7 @@ class SessionActor(Actor):
 
     def _refuse_waiting(self, code: str, why: str) -> None:
         while self._memory.waiting:
-            self._memory.waiting.popleft().answer(RequestError(code, why))
+            self._memory.waiting.pop(0).answer(RequestError(code, why))
 
 
 def _check_same(request_hash: str | None, message: RunTurn) -> None:

@@ -81,7 +81,7 @@ def new_root() -> Iterator[Root]:
 
 
 @contextmanager
-def daemon(root: Root, model_url: str | None = None) -> Iterator[RunningDaemon]:
+def daemon(root: Root, model_url: str | None = None, *options: str) -> Iterator[RunningDaemon]:
     """Run a real daemon on a root, with the model server at `model_url` or in rehearsal; yields it when it is ready."""
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("AGENT_", "ANTHROPIC_"))
@@ -89,6 +89,7 @@ def daemon(root: Root, model_url: str | None = None) -> Iterator[RunningDaemon]:
     if model_url is not None:
         kept |= {"ANTHROPIC_API_KEY": "bench", "ANTHROPIC_BASE_URL": model_url}
     command = [sys.executable, "-m", "actors.commands", "run", "--root", str(root.path), "--port", "0"]
+    command += options
     began = time.perf_counter()
     log_file = root.path / "bench.log"
     with log_file.open("w") as log:

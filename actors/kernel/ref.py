@@ -357,6 +357,8 @@ class Ref(pykka.ActorRef[Any]):
         signals = any(signal is not STOP for signal in self.mailbox.control or ())
         if self.mailbox.lane or signals or self.stop_kind is not None:
             self._activate()
+        else:
+            self.mailbox.control = None  # an empty deque has room for 64
 
     def park(self) -> None:
         """Keep what was told until a retry, and answer those who ask, now and later."""

@@ -37,7 +37,13 @@ ROWS = {
         "asyncio.Queue actor",
         "crash to next answer (ms)",
     ],
-    "memory": ["idle, 26 agents", "40 more sessions, opened", "40 more sessions, one turn each", "1 starts"],
+    "memory": [
+        "idle, 26 agents",
+        "40 more sessions, opened",
+        "40 more sessions, one turn each",
+        "40 more that are passive, after a turn",
+        "1 starts",
+    ],
 }
 
 
