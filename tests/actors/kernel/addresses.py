@@ -59,6 +59,8 @@ class Addresses:
             letter.how == "ask" or (letter.how == "send" and full and shape.overflow is Overflow.WAIT)
         ):
             return "parked"
+        if node.refuses and letter.how == "ask":
+            return "dead"
         if not full:
             node.queue.append(letter)
         elif shape.overflow is Overflow.DROP_OLD:
@@ -165,6 +167,13 @@ class Addresses:
             self.note(partner, "failure")
             self.ended(partner, "crashed", origin=node)
         self.drain(node.parent)
+
+    def refuse(self, node, outcome):
+        """Answer all who ask; what was told is kept."""
+        for letter in node.queue:
+            if letter.how == "ask":
+                self.answer(letter, outcome)
+        node.queue = [letter for letter in node.queue if letter.how != "ask"]
 
     def bury(self, node):
         if node.dead:

@@ -30,7 +30,7 @@ class Model(Addresses):
 
     def launch(self, node, attended=False, waits=True):
         """Start an incarnation; whether its on_start returned, where the supervisor waits for that."""
-        node.dead = node.parked = node.clumsy = False
+        node.dead = node.parked = node.refuses = node.clumsy = False
         node.generation += 1
         node.ticket += 1
         node.row, node.attended, node.alive = UP, attended, True
@@ -232,9 +232,12 @@ class Model(Addresses):
         node.attempts = 1 if self.now - node.started_at > limit.within_s else node.attempts + 1
         node.row = WAITING
         group = self.group(sup, node)
+        if len(group) > 1:
+            self.turn_away(node)
         for member in reversed(group):
             if member is not node:
                 self.terminate(member)
+                self.turn_away(member)
                 if member.shape.restart is Restart.TEMPORARY:
                     self.end_row(sup, member)
         tickets = []
@@ -258,12 +261,16 @@ class Model(Addresses):
             group = group[group.index(node) :]
         return [member for member in group if member.row in (UP, WAITING)]
 
+    def turn_away(self, node):
+        self.refuse(node, "dead")
+        node.refuses = True
+
     def park(self, node):
         node.row, node.parked = PARKED, True
         node.ticket += 1
-        for letter in [letter for letter in node.queue if letter.how == "ask"] + node.waiting:
+        self.refuse(node, "parked")
+        for letter in node.waiting:
             self.answer(letter, "parked")
-        node.queue = [letter for letter in node.queue if letter.how != "ask"]
         node.waiting = []
 
     def advance(self, seconds):

@@ -69,6 +69,7 @@ class Node:
     alive: bool = False
     dead: bool = False
     parked: bool = False
+    refuses: bool = False  # it is down with its group: who asks is answered at once
     stop_asked: str | None = None
     clumsy: bool = False  # its on_stop raises
     queue: list = field(default_factory=list)

@@ -179,19 +179,23 @@ class Machine(RuleBasedStateMachine):
         index=NUMBER,
         how=st.sampled_from(["tell", "ask"]),
         letters=st.lists(st.tuples(KINDS, HOWS, st.booleans()), max_size=6),
-        released=st.booleans(),
+        end=st.sampled_from(["none", "release", "sibling"]),
     )
-    def hold(self, index, how, letters, released):
+    def hold(self, index, how, letters, end):
         """Keep one busy, at most one in the tree, and queue letters behind; some askers give up."""
         nodes = [node for node in self.model.nodes() if node.leaf and node.alive and not node.queue]
         if nodes and self.held() is None:
             self.post(nodes[index % len(nodes)], "hold", how)
-        for kind, how, withdrawn in letters if self.held() is not None else ():
-            self.post(self.held(), kind, how)
+        for kind, way, withdrawn in letters if self.held() is not None else ():
+            self.post(self.held(), kind, way)
             if withdrawn and self.number in self.model.asked:
                 self.withdraw(self.number)
-        if released and self.held() is not None:
+        node = self.held()
+        if node is not None and end == "release":
             self.release()
+        elif node is not None and end == "sibling":
+            siblings = [other for other in node.parent.table.values() if other is not node]
+            self.post(siblings[index % len(siblings)] if siblings else None, "crash", "tell")
 
     @precondition(lambda self: self.running() and self.held() is not None)
     @rule()
