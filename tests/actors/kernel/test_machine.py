@@ -219,7 +219,7 @@ class Machine(RuleBasedStateMachine):
     @rule(index=NUMBER)
     def stop(self, index):
         node = self.pick(index)
-        if node is None or (node.shape.slow and not node.alive):
+        if node is None or (node.shape.slow and (not node.alive or node.held is not None)):
             return
         self.model.stop(node)
         self.record(lambda rig: rig.refs[node.key].stop())
