@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +26,7 @@ def main() -> int:
     if arguments.list:
         print("\n".join(f"{mutant.name:{WIDTH}}{mutant.file}" for mutant in mutants))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what runs is ended
     campaign = Campaign(arguments.suites, arguments.seeds)
     print(line("bug", arguments.suites), flush=True)
 

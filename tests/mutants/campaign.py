@@ -71,6 +71,7 @@ class Campaign:
     suites: Sequence[str]
     seeds: int
     limits_s: dict[tuple[str, tuple[str, ...]], float] = field(default_factory=dict)
+    _live: set[subprocess.Popen[bytes]] = field(default_factory=set)
 
     def command(self, suite: str, tests: tuple[str, ...]) -> list[str]:
         """Return the command of a suite, to be run in a copy."""
@@ -100,12 +101,14 @@ class Campaign:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+            self._live.add(process)
             try:
                 code = process.wait(self.limits_s.get((suite, tests), BASELINE_LIMIT_S))
                 word = {0: "passed", FAILED: "failed"}.get(code, "broke" if code > 0 else "failed")
             except subprocess.TimeoutExpired:
                 word = "hung"
             finally:
+                self._live.discard(process)
                 _end_group(process)
             output.seek(0)
             text = output.read()[-4_000:].decode(errors="replace")
@@ -125,6 +128,11 @@ class Campaign:
             worst = next((verdict for verdict in verdicts if verdict.word != "passed"), verdicts[0])
             row.verdicts[suite] = replace(worst, seconds=sum(verdict.seconds for verdict in verdicts))
         return row
+
+    def end(self) -> None:
+        """End the suites that run."""
+        for process in list(self._live):
+            _end_group(process)
 
     def run_mutant(self, copy: Path, mutant: Mutant) -> Row:
         """Run the suites that concern a bug, with the bug in the copy."""
@@ -171,9 +179,14 @@ def run_campaign(
                 free.put(copy)
 
         with ThreadPoolExecutor(jobs) as pool:
-            for row in pool.map(run, mutants):
-                report(row)
-                rows.append(row)
+            try:
+                for row in pool.map(run, mutants):
+                    report(row)
+                    rows.append(row)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                campaign.end()
+                raise
     return rows
 
 
