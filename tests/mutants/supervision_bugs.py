@@ -111,9 +111,9 @@ SUPERVISION: Final = (
         "            except ChildStartError:\n                return\n\n    def _build",
     ),
     Mutant(
-        "children of a dynamic supervisor outlive it in the index",
+        "children of a dynamic supervisor outlive it",
         "actors/kernel/dynamic.py",
-        "        self._children.clear()\n",
-        "        pass\n",
+        "            child.ref.bury()\n",
+        "            pass\n",
     ),
 )

@@ -1,9 +1,21 @@
-"""Promises that the state machine found broken, each alone."""
+"""Promises that the state machine found broken or seeded bugs broke unseen, each alone."""
+
+import random
 
 import pytest
+import trio
 from trio.testing import wait_all_tasks_blocked
 
-from actors.kernel import ChildSpec, ChildStartError, Restart, Supervisor, open_system
+from actors.kernel import (
+    ActorDeadError,
+    Backoff,
+    ChildSpec,
+    ChildStartError,
+    Intensity,
+    Restart,
+    Supervisor,
+    open_system,
+)
 from tests.actors.kernel.recorder import Recorder, one
 
 
@@ -67,3 +79,27 @@ async def test_child_that_fails_in_restart_child_can_be_restarted_again():
         log.append("well")
         assert await root.restart_child("a") is ref
         assert await ref.ask("up") == "up"
+
+
+async def test_restarts_are_as_jittery_as_the_injected_generator_says(autojump_clock):
+    backoff = Backoff(first_s=10, factor=1, jitter=0.5)
+
+    async def waits(seed):
+        spec = ChildSpec("a", lambda: Recorder([]))
+        root = ChildSpec("root", lambda: Supervisor([spec], backoff=backoff, intensity=Intensity(99, 1000)))
+        found = []
+        async with open_system(root, rng=random.Random(seed)) as system:
+            ref = system.supervisor.child("a")
+            for _ in range(4):
+                with pytest.raises(ActorDeadError):
+                    await ref.ask("crash")
+                crashed_at = trio.current_time()
+                await ref.ask("up?")
+                found.append(trio.current_time() - crashed_at)
+        return found
+
+    first = await waits(1)
+    assert first[0] == 0
+    assert all(5 <= wait <= 15 for wait in first[1:])
+    assert await waits(1) == pytest.approx(first)
+    assert await waits(2) != pytest.approx(first)
