@@ -27,6 +27,7 @@ from protocol.errors import RequestError
 from protocol.events import Event
 from protocol.native.connection import Connection, Request
 from protocol.native.frames import OPERATOR_METHODS
+from store.damage import damage_of
 from store.database import StorageError
 
 PATHS: Final = frozenset({"/", "/ws"})
@@ -237,8 +238,9 @@ class ConnectionActor(Actor):
         except StorageError as error:
             _log.error("request_not_recorded", method=request.method, why=error.message)
             reply = self._dialect.error(request, RequestError("internal", error.message))
-        except Exception:  # noqa: BLE001 - one request that fails must not end the others
+        except Exception as error:  # noqa: BLE001 - one request that fails must not end the others
             error_id = secrets.token_hex(4)
+            damage = damage_of(error)
             _log.exception(
                 "request_failed",
                 error_id=error_id,
@@ -246,7 +248,7 @@ class ConnectionActor(Actor):
                 connection=self._caller.connection_id,
             )
             internal = RequestError(
-                "internal", f"something failed here; the log says what, under the id {error_id}"
+                "internal", damage or f"something failed here; the log says what, under the id {error_id}"
             )
             reply = self._dialect.error(request, internal)
         if reply is not None:

@@ -10,6 +10,7 @@ daemon (rest_for_one)
 ├─ timers                 permanent; ticks who is due, also when that was before a restart
 ├─ schedule               permanent; keeps a timer for each standing agent, and one for the retention
 ├─ continuation           permanent, with --resume-turns; goes on with what a crash cut off
+├─ health                 permanent; sees what is wrong, and tries whether it is well again
 ├─ gateway (one_for_one)  connections (dynamic) and the listener
 └─ watchdog               permanent; says who is stuck, and whether the loop turns
 """
@@ -21,7 +22,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,6 +38,7 @@ from actors.court import Court, Enacted, Reload
 from actors.directory import CutOff, Directory, SessionSupervisor
 from actors.eviction import Evictor
 from actors.gateway import Gateway
+from actors.health import Found, Health, HealthWatch
 from actors.journal import Journal
 from actors.kernel import (
     ActorDeadError,
@@ -79,6 +81,7 @@ from protocol.acting import RUNNER
 from protocol.errors import AgentRunnerError, ConfigurationError
 from store.clock import StrictClock, unix_now
 from store.content import Content, load_content
+from store.damage import Damage
 from store.database import open_reader, open_writer
 from store.event_log import EventLog
 from store.ledger import last_timestamp, read_entries
@@ -177,12 +180,16 @@ class Wiring:
     system: System = field(init=False)
     figures: WriterFigures = field(default_factory=WriterFigures)
     memories: dict[str, StandingMemory] = field(default_factory=dict)
+    damage: Damage = field(default_factory=Damage)
+    overview: Overview | None = None
     hurry: trio.Event = field(default_factory=trio.Event)
     cut_off: list[CutOff] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.enacted = Enacted(self.content)
         self.directory = Directory(lambda: self.trunk.supervisor("sessions"), lambda: self.services)
+        state = self.settings.root.state
+        self.health = Health(state, self.figures, self.damage, lambda: self.clock, self._conditions)
         self.subagents = Subagents(lambda: self.directory)
         self.enacted.listeners.append(self._roster_enacted)
 
@@ -282,6 +289,9 @@ class Wiring:
                 with suppress(ActorDeadError, MailboxFullError):
                     ref.tell(LookForMail())
 
+    def _conditions(self) -> Iterable[Found]:
+        return () if self.overview is None else self.overview.conditions()
+
     def end_turns(self) -> None:
         """Cut running turns off: they are recorded as interrupted, and their clients are told."""
         self.hurry.set()
@@ -317,6 +327,10 @@ class Wiring:
                 [ChildSpec("continuation", lambda: Continuation(lambda: self.directory, self.cut_off))]
                 if settings.resume_turns
                 else []
+            ),
+            ChildSpec(
+                "health",
+                lambda: HealthWatch(self.health, lambda: self.writer, settings.root.database),
             ),
             gateway,
             # Last, so that its own end takes nobody with it.
@@ -371,6 +385,8 @@ async def open_daemon(
     runs then.
     """
     root = settings.root
+    damage = Damage()
+    damage.listen()
     if finish_restore(root):
         _log.warning("a restore that was cut off is finished", root=str(root.path))
     if not root.token_file.exists():
@@ -381,7 +397,7 @@ async def open_daemon(
         # A database that cannot be used is told to the operator here; later it would be a crash of the writer.
         await trio.to_thread.run_sync(lambda: open_writer(root.database).close())
         session_secret(root)  # the same: one line, and not a crash of what needs it
-        wiring = Wiring(settings, content, choose_backend(settings.backend))
+        wiring = Wiring(settings, content, choose_backend(settings.backend), damage=damage)
         overview = Overview(
             system=lambda: wiring.system,
             services=lambda: wiring.services,
@@ -392,7 +408,9 @@ async def open_daemon(
             url=lambda: gateway.url,
             began_at=lambda: wiring.began_at,
             connections=lambda: gateway.connection_count,
+            health=wiring.health,
         )
+        wiring.overview = overview
         doors = Doors(
             wiring.directory, lambda: wiring.court, lambda: wiring.services, lambda: wiring.database, overview
         )

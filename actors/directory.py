@@ -32,6 +32,7 @@ from actors.session_services import SessionServices
 from actors.sessions import SessionActor
 from protocol.acting import resolve_acting
 from protocol.errors import AgentRunnerError, RequestError
+from store.damage import damage_of
 from store.sessions import continuable_turns, find_session, find_session_by_id, running_turns
 
 SESSIONS_MAX: Final = 10_000
@@ -139,6 +140,9 @@ class Directory:
             why = error.__cause__
             if isinstance(why, AgentRunnerError):
                 raise RequestError("internal", f"the session cannot be started: {why}") from error
+            damage = damage_of(error)
+            if damage is not None:
+                raise RequestError("internal", f"the session cannot be read: {damage}") from error
             raise SessionGoneError from error
         except TooManyChildrenError as error:
             raise RequestError(

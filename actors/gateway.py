@@ -215,6 +215,7 @@ class Listener(Actor):
         super().__init__()
         self._gateway = gateway
         self._turned_away = 0
+        self._is_out_of_means = False
 
     async def on_start(self) -> None:
         """Begin to accept."""
@@ -234,9 +235,13 @@ class Listener(Actor):
                 raise
             except OSError as error:
                 # Either the client was gone before it was accepted, or this process has no room for a socket now.
-                _log.warning("client_not_accepted", why=str(error))
-                await trio.sleep(0.1 if error.errno in _OUT_OF_MEANS else 0)
+                is_out = error.errno in _OUT_OF_MEANS
+                if not (is_out and self._is_out_of_means):
+                    _log.warning("client_not_accepted", why=str(error))
+                self._is_out_of_means = is_out
+                await trio.sleep(0.1 if is_out else 0)
             else:
+                self._is_out_of_means = False
                 await self._welcome(connections, stream)
 
     async def _welcome(self, connections: SupervisorRef, stream: trio.SocketStream) -> None:

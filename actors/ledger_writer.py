@@ -8,8 +8,9 @@ for the disk runs in a thread of the actor's own: a stalled disk stops no heartb
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Final
 
@@ -27,6 +28,9 @@ BATCH_SLOW: Final = 256
 
 SLOW_S: Final = 0.002
 
+RECENT_MAX: Final = 1_024
+"""Of so many commits it is known how long they took."""
+
 
 @dataclass(frozen=True, slots=True)
 class Commit:
@@ -37,12 +41,19 @@ class Commit:
 
 @dataclass(slots=True)
 class WriterFigures:
-    """What the writer has done since the daemon started, and how it is."""
+    """What the writer has done since the daemon started, and how it is.
+
+    `failing` says what the last commit failed of, `cause` is SQLite's error. `waiting_since` is when the commit began
+    that waits for the disk now, `recent` are when the last ones ended and how long they took, by `time.monotonic`.
+    """
 
     units: int = 0
     commits: int = 0
     failures: int = 0
     failing: str | None = None
+    cause: BaseException | None = None
+    waiting_since: float | None = None
+    recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=RECENT_MAX))
 
 
 class LedgerWriter(ThreadActor):
@@ -84,9 +95,14 @@ class LedgerWriter(ThreadActor):
         return self._finish_commit(database, begin_units(database, units))
 
     def _finish_commit(self, database: apsw.Connection, outcomes: list[Outcome]) -> list[Any]:
-        began = time.perf_counter()
-        outcomes = finish_units(database, outcomes)
-        self.batch_max = BATCH_FAST if time.perf_counter() - began < SLOW_S else BATCH_SLOW
+        began = self._figures.waiting_since = time.monotonic()
+        try:
+            outcomes = finish_units(database, outcomes)
+        finally:
+            self._figures.waiting_since = None
+        ended = time.monotonic()
+        self.batch_max = BATCH_FAST if ended - began < SLOW_S else BATCH_SLOW
+        self._figures.recent.append((ended, ended - began))
         self._count(outcomes)
         return [Refusal(outcome) if isinstance(outcome, Exception) else outcome for outcome in outcomes]
 
@@ -104,6 +120,7 @@ class LedgerWriter(ThreadActor):
         self._figures.units += len(outcomes)
         self._figures.commits += 1
         self._figures.failures += failed is not None
+        self._figures.cause = None if failed is None else failed.__cause__
         self._figures.failing = None if failed is None else failed.message
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import apsw
 import msgspec
+import structlog
 
 from actors.directory import Directory
+from actors.health import Found, Health
 from actors.kernel import SupervisorRef, System, View, find, find_by_id
 from actors.ledger_writer import WriterFigures
 from actors.session_services import SessionServices
@@ -38,6 +40,10 @@ PAGE_MAX: Final = 500
 """So many come at once where nobody is folded: with the longest keys that there can be they stay within a frame."""
 
 LETTERS_SHOWN: Final = 10
+
+Read = TypeVar("Read")
+
+_log = structlog.get_logger("overview")
 
 
 def list_agents(
@@ -91,6 +97,7 @@ class Overview:
     url: Callable[[], str]
     began_at: Callable[[], str]
     connections: Callable[[], int]
+    health: Health
 
     def agents(self) -> list[dict[str, Any]]:
         """Return the roster with the state of each agent."""
@@ -159,12 +166,62 @@ class Overview:
             if path not in named
         ]
 
+    def conditions(self) -> Iterator[Found]:
+        """Yield what is wrong with parts of the daemon, for `health`."""
+        services = self.services()
+        breaker = services.runtime.status().get("breaker")
+        if breaker is not None and breaker["state"] != "closed":
+            when = (
+                "with the next turn"
+                if breaker["retry_at"] is None
+                else f"at {breaker['retry_at'][11:19]} UTC"
+            )
+            yield Found(
+                "backend_down",
+                "failing",
+                f"the model server failed {breaker['failures']} times in a row ({breaker['reason']})",
+                f"Turns are refused meanwhile; it is tried again by itself, {when}.",
+            )
+        if services.enacted.problem is not None:
+            yield Found(
+                "constitution_refused",
+                "warning",
+                services.enacted.problem,
+                "Mend the file; what was enacted before is in force.",
+            )
+        if stuck := self._stuck():
+            yield Found(
+                "actors_stuck",
+                "warning",
+                f"at one thing for too long: {', '.join(one['path'] for one in stuck)}",
+                "`agent-runner tree` says what they do; a new start ends them.",
+            )
+        roster = services.enacted.content.roster
+        if parked := [identity.id for identity in roster.standing() if self._parked(identity.id)]:
+            yield Found(
+                "agents_parked",
+                "warning",
+                f"gave up after failing again and again: {', '.join(parked)}",
+                "Mend what `problem` in `status` says, then `agent-runner agents retry ID`.",
+            )
+
+    def _read(self, read: Callable[[], Read]) -> Read | None:
+        """Return what the store says, or None where it cannot be read, which `health` then says."""
+        try:
+            return read()
+        except apsw.CorruptError as error:
+            self.health.damage.note(apsw.SQLITE_CORRUPT, str(error))
+        except apsw.Error as error:
+            _log.warning("status_not_read", why=str(error))
+        return None
+
     def status(self) -> dict[str, Any]:
-        """Return the result of `runner.status`."""
+        """Return the result of `runner.status`; what a damaged database does not tell is None or empty."""
         services = self.services()
         content = services.enacted.content
-        live = self.directory.live()
-        return {
+        database, writer = services.database, self.writer
+        agents = self._read(self.agents) or list_agents(None, content.roster, services.clock)
+        status: dict[str, Any] = {
             "pid": os.getpid(),
             "url": self.url(),
             "version": program_version(),
@@ -177,20 +234,20 @@ class Overview:
             },
             "connections": self.connections(),
             "sessions": {
-                "open": count_open_sessions(services.database),
-                "running": count_open_sessions(services.database, running=True),
-                "in_memory": len(live),
-                "passive": self.directory.count_passive(),
+                "open": self._read(lambda: count_open_sessions(database)),
+                "running": self._read(lambda: count_open_sessions(database, running=True)),
+                "in_memory": len(self.directory.live()),
+                "passive": self._read(self.directory.count_passive),
             },
-            "agents": self.agents(),
+            "agents": agents,
             "ledger": {
-                "entries": count_entries(services.database),
-                "units": self.writer.units,
-                "commits": self.writer.commits,
-                "failing": self.writer.failing,
+                "entries": self._read(lambda: count_entries(database)),
+                "units": writer.units,
+                "commits": writer.commits,
+                "failing": writer.failing,
             },
-            "spending": spending(services),
-            "database": {"bytes": database_bytes(Path(services.database.filename))},
+            "spending": self._read(lambda: spending(services)) or {},
+            "database": {"bytes": database_bytes(Path(database.filename))},
             "held_back": {
                 name: memory.held_back for name, memory in sorted(self.memories.items()) if memory.held_back
             },
@@ -206,8 +263,12 @@ class Overview:
                     "due_at": timer.due_at,
                     "interval_s": timer.interval_s,
                 }
-                for timer in stored_timers(services.database)
+                for timer in self._read(lambda: stored_timers(database)) or ()
             ],
             "dead_letters": self.system().dead_letters.total,
             "stuck": self._stuck(),
         }
+        # Looked at last: what was read above may have met a damaged page.
+        conditions = self.health.look()
+        state = conditions[0]["severity"] if conditions else "ok"
+        return {"health": {"state": state, "conditions": conditions}, **status}

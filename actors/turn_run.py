@@ -19,6 +19,7 @@ from protocol.acting import is_frozen
 from protocol.errors import AgentRunnerError, BackendError, RequestError
 from protocol.events import Done, Event, Failed, LedgerAppend, encode
 from protocol.tiers import Acting
+from store.damage import damage_of
 from store.event_log import TurnLog
 from store.sessions import SessionRow
 
@@ -116,9 +117,8 @@ class TurnRun:
             )
             return RequestError("internal", f"{error} (incident {name} in the log)")
         _log.error("turn failed", incident=name, session=self.row.session_key, turn=turn.id, exc_info=error)
-        return RequestError(
-            "internal", f"a fault inside the daemon ended the turn (incident {name} in the log)"
-        )
+        problem = damage_of(error) or "a fault inside the daemon ended the turn"
+        return RequestError("internal", f"{problem} (incident {name} in the log)")
 
     async def _finish(
         self, turn: Turn, status: str, stop_reason: str | None, problem: RequestError | None

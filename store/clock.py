@@ -48,6 +48,10 @@ class StrictClock:
         self._last = moment
         return moment
 
+    def ahead_s(self) -> float:
+        """Return by how many seconds the last reading is ahead of the machine's clock; 0 or less as it should be."""
+        return (self._last - self._now()).total_seconds()
+
     def stamp(self) -> str:
         """Return `moment()` as RFC 3339."""
         return rfc3339(self.moment())

@@ -143,6 +143,14 @@ def _version(connection: apsw.Connection, path: Path) -> int:
     return version
 
 
+class TouchDatabase:
+    """A write that changes nothing and yet goes to the disk: whether the disk takes a commit is seen by it."""
+
+    def apply(self, database: apsw.Connection) -> None:
+        """Write the page that holds the version anew."""
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
 def checkpoint(connection: apsw.Connection) -> None:
     """Fold the write-ahead log into the database; called at an orderly end."""
     with contextlib.suppress(apsw.BusyError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,6 +14,7 @@ def checkout() -> Path | None:
     return folder if (folder / "pyproject.toml").is_file() and (folder / "platform").is_dir() else None
 
 
+@cache
 def program_version() -> str:
     """Return the version: that of the checkout, else that of the installed package, else `0`."""
     folder = checkout()

@@ -33,6 +33,7 @@ def _lines(root: Root, status: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "daemon", f"{status['url']} (pid {status['pid']}, version {status['version']})"
     yield "root", one_line(str(root.path))
     yield "since", f"{moment(status['started_at'])} UTC"
+    yield from _health(status["health"])
     model = backend.get("model")
     yield (
         "backend",
@@ -41,7 +42,10 @@ def _lines(root: Root, status: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "constitution", f"{law['constitution_hash'][:16]}, rules {law['rules_hash'][:16]}"
     if law["problem"] is not None:
         yield "refused", paint(f"{one_line(law['problem'])} (the content before it is in force)", fg="red")
-    yield "sessions", f"{status['sessions']['open']} open, {status['sessions']['running']} running"
+    yield (
+        "sessions",
+        f"{_known(status['sessions']['open'])} open, {_known(status['sessions']['running'])} running",
+    )
     agents = status["agents"]
     unread = sum(agent["unread"] for agent in agents)
     yield "agents", f"{sum(_is_standing(agent) for agent in agents)} standing, {unread} unread messages"
@@ -60,10 +64,25 @@ def _lines(root: Root, status: dict[str, Any]) -> Iterator[tuple[str, str]]:
     beats = sorted(agent["next_heartbeat"] for agent in agents if agent["next_heartbeat"])
     yield "heartbeat", f"next at {moment(beats[0])} UTC" if beats else "none"
     failing = paint(", commits fail", fg="red") if ledger["failing"] else ""
-    yield "ledger", f"{ledger['entries']} entries{failing}"
+    yield "ledger", f"{_known(ledger['entries'])} entries{failing}"
     yield "database", f"{status['database']['bytes']:,} bytes"
     if status["dead_letters"]:
         yield "dead letters", str(status["dead_letters"])
+
+
+def _known(count: int | None) -> str:
+    """Return a count, which a damaged database may not tell."""
+    return "?" if count is None else str(count)
+
+
+def _health(health: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong, since when, and what to do."""
+    if not health["conditions"]:
+        yield "health", "ok"
+    for one in health["conditions"]:
+        colour = "red" if one["severity"] == "failing" else "yellow"
+        what = paint(f"{one['name']}: {one_line(one['what'])}", fg=colour)
+        yield "health", f"{what} (since {moment(one['since'])} UTC). {one_line(one['to_do'])}"
 
 
 def _is_standing(agent: dict[str, Any]) -> bool:
