@@ -171,7 +171,7 @@ class Gate:
         found = self._offers.get(tool)
         return self._offer(tool) if found is None else found
 
-    def judge(self, tool: str, arguments: Mapping[str, Any]) -> Verdict:  # noqa: C901 - a call costs what a check costs
+    def judge(self, tool: str, arguments: Mapping[str, Any]) -> Verdict:  # noqa: C901, PLR0912 - calls cost as much as checks
         """Return whether a call with these arguments may run.
 
         A path argument that is absent or None is the tool's own default and passes, and so does the root where it is

@@ -212,10 +212,7 @@ class Ref(pykka.ActorRef[Any]):
                 self.system.dead_letters.undelivered(self, "told to a dead actor", message)
             raise dead_error(self.path)
         if future is not None and self.incarnation is None:
-            if self.condition == "parked":
-                raise self._parked_error()
-            if self.condition == "waiting" and mailbox.room < 0:
-                raise dead_error(self.path)
+            self._refuse_question()
         if self.condition == "passive":
             self._activate()
         if not mailbox.is_full:
@@ -230,6 +227,13 @@ class Ref(pykka.ActorRef[Any]):
             self.system.dead_letters.dropped(self, "mailbox full", message)
             return False
         raise MailboxFullError(self.path, mailbox.size_max)
+
+    def _refuse_question(self) -> None:
+        """Raise where nobody will answer soon: parked, or down while the group restarts."""
+        if self.condition == "parked":
+            raise self._parked_error()
+        if self.condition == "waiting" and self.mailbox.room < 0:
+            raise dead_error(self.path)
 
     def _drop_oldest(self) -> None:
         mailbox = self.mailbox
