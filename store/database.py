@@ -3,6 +3,9 @@
 The schema is what `store/migrations/` builds, from the first script to the last: a fresh database goes the same way
 as an old one, so there is no second description of it that could differ. A script that was released never changes.
 
+Readers take all rows before they look at one: a statement that is left open, by a row that cannot be read say, holds
+its connection, which the whole loop shares, to the moment at which it began.
+
 WAL with `synchronous=FULL`: a commit that returned survives a power cut. One connection writes (the ledger
 writer's); readers open their own and never wait for it.
 """

@@ -116,7 +116,7 @@ def read_entries(
     rows = database.execute(
         f"SELECT seq, {_COLUMNS} FROM ledger {where} ORDER BY seq {order} LIMIT ?",
         (*values, -1 if limit is None else limit),
-    )
+    ).fetchall()
     return [(row[0], entry_from_row(row[1:])) for row in rows]
 
 

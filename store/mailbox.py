@@ -251,7 +251,7 @@ def unread(
         # As a number: SQLite compiles a statement anew each time that its limit is bound.
         f"{_MAIL} WHERE {condition} ORDER BY number LIMIT {limit:d}",
         (*addresses, *_unread_values(reader, now)),
-    )
+    ).fetchall()
     found: list[Mail] = []
     size = 0
     for mail in map(_mail, rows):
@@ -333,13 +333,16 @@ def matching_mail(database: apsw.Connection, id_prefix: str) -> list[Mail]:
     """Return the messages whose id begins with `id_prefix`: at most two, so that one alone is meant."""
     rows = database.execute(
         f"{_MAIL} WHERE id >= ? AND id < ? ORDER BY id LIMIT 2", (id_prefix, id_prefix + "g")
-    )
+    ).fetchall()
     return [_mail(row) for row in rows]
 
 
 def thread_of(database: apsw.Connection, thread: str) -> list[tuple[Mail, dict[str, str]]]:
     """Return the messages of a thread, oldest first, each with its readers and when they read it (RFC 3339)."""
-    mails = [_mail(row) for row in database.execute(f"{_MAIL} WHERE thread = ? ORDER BY number", (thread,))]
+    mails = [
+        _mail(row)
+        for row in database.execute(f"{_MAIL} WHERE thread = ? ORDER BY number", (thread,)).fetchall()
+    ]
     return [(mail, _readers(database, mail.id)) for mail in mails]
 
 
@@ -354,5 +357,5 @@ def carried_by(database: apsw.Connection, turn: str) -> list[Mail]:
     """Return the messages that a turn has claimed."""
     rows = database.execute(
         f"{_MAIL} WHERE id IN (SELECT mail_id FROM mail_claims WHERE turn_id = ?) ORDER BY number", (turn,)
-    )
+    ).fetchall()
     return [_mail(row) for row in rows]

@@ -422,7 +422,8 @@ def last_ended_cid(database: apsw.Connection, session: str) -> str | None:
 def running_turns(database: apsw.Connection) -> list[TurnRow]:
     """Return the turns that are recorded as running: at a start, those that a crash cut off."""
     return [
-        _turn_row(row) for row in database.execute(f"{_TURN} WHERE status = 'running' ORDER BY started_at")
+        _turn_row(row)
+        for row in database.execute(f"{_TURN} WHERE status = 'running' ORDER BY started_at").fetchall()
     ]
 
 
@@ -443,7 +444,8 @@ def continuation_of(database: apsw.Connection, turn: str) -> str | None:
 def turns_of(database: apsw.Connection, session: str) -> list[TurnRow]:
     """Return the turns of a session in order."""
     return [
-        _turn_row(row) for row in database.execute(f"{_TURN} WHERE session_id = ? ORDER BY seq", (session,))
+        _turn_row(row)
+        for row in database.execute(f"{_TURN} WHERE session_id = ? ORDER BY seq", (session,)).fetchall()
     ]
 
 
@@ -453,14 +455,18 @@ def history_of(
     """Return the history of a session in order; with `characters_max`, only whole newest rows up to that size."""
     rows: list[HistoryRow] = []
     size = 0
-    for turn, seq, role, content, created_at in database.execute(
+    found = database.execute(
         "SELECT turn_id, seq, role, content, created_at FROM history WHERE session_id = ? ORDER BY seq DESC",
         (session,),
-    ):
-        size += len(content)
-        if characters_max is not None and size > characters_max and rows:
-            break
-        rows.append(HistoryRow(turn, seq, role, orjson.loads(content), created_at))
+    )
+    try:
+        for turn, seq, role, content, created_at in found:
+            size += len(content)
+            if characters_max is not None and size > characters_max and rows:
+                break
+            rows.append(HistoryRow(turn, seq, role, orjson.loads(content), created_at))
+    finally:
+        found.close(force=True)
     rows.reverse()
     return rows
 
@@ -469,7 +475,7 @@ def history_of_turn(database: apsw.Connection, turn: str) -> list[HistoryRow]:
     """Return the messages of one turn in order."""
     rows = database.execute(
         "SELECT turn_id, seq, role, content, created_at FROM history WHERE turn_id = ? ORDER BY seq", (turn,)
-    )
+    ).fetchall()
     return [HistoryRow(found, seq, role, orjson.loads(content), at) for found, seq, role, content, at in rows]
 
 

@@ -1,6 +1,7 @@
 """One life of an actor: from `on_start`, through its messages, to the report of how it ended."""
 
 import logging
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -248,6 +249,9 @@ class Incarnation:
         for future in list(self.pending or ()):
             future.orphan(dead_error(ref.path, self.fault))
         self.actor._finish()  # noqa: SLF001  # the kernel's half of the hooks
+        if self.fault is not None:
+            # What the crashed code held is let go now, not when the collector finds the ring of frame and exception.
+            traceback.clear_frames(self.fault.__traceback__)
         self.phase = "ended"
         ref.incarnation = None
         if ref.condition != "dead":  # buried while it would not end

@@ -1,11 +1,13 @@
 """Who is delivered what, when, and how often."""
 
 import datetime as dt
+from pathlib import Path
 
 import apsw
 import pytest
 
 from protocol.tiers import Tier
+from store.database import open_reader, open_writer
 from store.mailbox import (
     ClaimMail,
     Reader,
@@ -164,3 +166,20 @@ def test_ids_differ_between_two_messages_of_one_moment_only_by_who_and_whom():
         )
         == 4
     )
+
+
+def test_a_damaged_message_holds_nobody_to_the_past(tmp_path: Path):
+    """The connection that met it, which everybody shares, sees what is written afterwards."""
+    path = tmp_path / "a.db"
+    writer = open_writer(path)
+    for mail in [a_mail(number, "reed", body=str(number)) for number in range(3)]:
+        commit(writer, SendMail(mail))
+    writer.execute("UPDATE mail SET tier = 'nonsense' WHERE body = '0'")
+    reader = open_reader(path)
+    with pytest.raises(ValueError, match="nonsense") as kept:
+        unread(reader, REED, at(60))
+    writer.execute("UPDATE mail SET tier = 'standing' WHERE body = '0'")
+    assert [mail.body for mail in unread(reader, REED, at(60))] == ["0", "1", "2"]
+    assert kept.value is not None  # the exception lived on meanwhile, as it does in a log
+    reader.close()
+    writer.close()

@@ -1,5 +1,8 @@
 """What one actor promises: one message at a time, in order, and an answer for whoever asks."""
 
+import gc
+import weakref
+
 import pykka
 import pytest
 import trio
@@ -510,3 +513,27 @@ async def test_on_drain_lets_tasks_finish_within_the_deadline(autojump_clock):
         async with open_system(one(lambda: Draining(log), shutdown_s=5)) as system:
             await system.supervisor.child("a").ask(("run", lambda actor, s=seconds: begin(actor, s)))
         assert log[1:] == ending
+
+
+async def test_a_crash_lets_go_at_once_of_what_the_handler_held():
+    class Held:
+        """Something that others wait for, a cursor say."""
+
+    held: list[weakref.ref[Held]] = []
+
+    class Holder(Actor):
+        async def on_receive(self, message):
+            thing = Held()
+            held.append(weakref.ref(thing))
+            raise ValueError(message, type(thing))
+
+    async with open_system(one(Holder)) as system:
+        ref = system.supervisor.child("a")
+        gc.collect()
+        gc.disable()
+        try:
+            with pytest.raises(ActorDeadError):
+                await ref.ask("crash")
+            assert held[0]() is None
+        finally:
+            gc.enable()
