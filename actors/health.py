@@ -7,6 +7,7 @@ the disk while commits fail, so that nobody has to write something for the daemo
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,7 @@ import trio
 from actors.kernel import Actor, KernelError, Ref
 from actors.ledger_writer import WriterFigures, commit
 from protocol.errors import AgentRunnerError
-from store.clock import StrictClock
+from store.clock import StrictClock, rfc3339
 from store.damage import STEP, Damage
 from store.database import TouchDatabase
 from store.machine import Machine
@@ -97,7 +98,7 @@ class Health:
             _log.info("condition_ended", condition=name, since=self._since.pop(name))
         for name, one in found.items():
             if name not in self._since:
-                self._since[name] = self.clock().stamp()
+                self._since[name] = rfc3339(dt.datetime.fromtimestamp(self.machine.wall_s(), dt.UTC))
                 _log.warning("condition_began", condition=name, what=one.what, to_do=one.to_do)
         worst_first = sorted(found.values(), key=lambda one: one.severity)
         return [{**one._asdict(), "since": self._since[one.name]} for one in worst_first]
@@ -125,7 +126,7 @@ class Health:
             name, to_do = causes[0] if causes else IO_ERROR
             yield Found(name, "failing", figures.failing, to_do)
             return
-        now = time.monotonic()
+        now = time.perf_counter()
         waiting = now - figures.waiting_since if figures.waiting_since is not None else 0.0
         recent = sorted(took for at, took in list(figures.recent) if at > now - COMMITS_WITHIN_S)
         slowest = recent[math.ceil(len(recent) * 0.99) - 1] if recent else 0.0

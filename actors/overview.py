@@ -237,7 +237,7 @@ class Overview:
                 "open": self._read(lambda: count_open_sessions(database)),
                 "running": self._read(lambda: count_open_sessions(database, running=True)),
                 "in_memory": len(self.directory.live()),
-                "passive": self._read(self.directory.count_passive),
+                "passive": self.directory.count_passive(),
             },
             "agents": agents,
             "ledger": {

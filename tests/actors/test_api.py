@@ -9,11 +9,13 @@ import pytest
 from trio.testing import MockClock
 
 from actors.api import Api, Doors
+from actors.health import Health
 from actors.overview import Overview
 from actors.standing import BACK_OFF_MAX_S, FAILURES_MAX, LookForMail, StandingAgent
 from protocol.errors import BackendError, RequestError
 from protocol.native import frames
 from store.clock import rfc3339
+from store.damage import Damage
 from store.mailbox import Reader, count_unread
 from tests.support.office import OPERATOR, Office, open_office, say, settled
 
@@ -29,6 +31,7 @@ def api_of(office: Office) -> Api:
         url=lambda: "ws://127.0.0.1:1/ws",
         began_at=lambda: office.began_at,
         connections=lambda: 0,
+        health=Health(office.root.state, office.figures, Damage(), lambda: office.clock, tuple),
     )
     doors = Doors(
         office.directory,

@@ -47,6 +47,7 @@ def overview_of(system: System) -> Overview:
         url=other,
         began_at=other,
         connections=other,
+        health=other,
     )
 
 

@@ -221,6 +221,7 @@ class World:
             url=lambda: "ws://simulated",
             began_at=lambda: wiring.began_at,
             connections=lambda: 0,
+            health=wiring.health,
         )
         doors = Doors(
             wiring.directory, lambda: wiring.court, lambda: wiring.services, lambda: wiring.database, overview
