@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from tests.simulation.campaign import run_campaign
-from tests.simulation.world import clean_up, simulate
+from tests.simulation.simulator import simulate, template
 
 
 def main() -> int:
@@ -22,16 +22,17 @@ def main() -> int:
     if arguments.seed is None:
         seeds = range(arguments.first, arguments.first + arguments.seeds)
         report = run_campaign(seeds, jobs=arguments.jobs, stop_at_first=arguments.stop_at_first)
-        print("\n".join(report.lines()))
+        _say(*report.lines())
         return 1 if report.failed else 0
-    result = simulate(arguments.seed, kept=arguments.trace)
-    clean_up()
-    for line in result.lines:
-        print(line)
-    for violation in result.violations:
-        print(f"FAILED {violation}")
-    print(f"seed {result.seed}: {result.length} events, hash {result.digest}")
+    with template() as root:
+        result = simulate(arguments.seed, root, kept=arguments.trace)
+    _say(*result.lines, *(f"FAILED {violation}" for violation in result.violations))
+    _say(f"seed {result.seed}: {result.length} events, hash {result.digest}")
     return 1 if result.violations else 0
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
 if __name__ == "__main__":

@@ -61,27 +61,21 @@ class SimulatedModel(ScriptedRuntime):
             Tier.STANDING: f"workspaces/agents/{name}",
             Tier.REGISTERED: f"workspaces/users/{name}",
         }.get(session.acting.tier, f"workspaces/guests/{session.session_id[:16]}")
-        kind = rng.randrange(12)
-        if kind <= 2:
-            to = rng.choice(("cora", *self._agents[:6], "operator", "triage"))
-            return ToolUse(call, "send_message", {"to": to, "subject": "simulated", "body": mark})
-        if kind == 3:
-            return ToolUse(call, "write_file", {"path": f"{folder}/{call}.md", "content": mark})
-        if kind == 4:
-            return ToolUse(call, "read_file", {"path": "platform/roster.yaml"})
-        if kind == 5:
-            return ToolUse(call, "list_files", {"path": "platform"})
-        if kind == 6:
-            return ToolUse(call, "post_board", {"content": mark})
-        if kind == 7:
-            return ToolUse(call, "read_board", {})
-        if kind == 8:
-            return ToolUse(call, "read_mailbox", {})
-        if kind == 9:
-            # Nobody may write there.
-            return ToolUse(call, "write_file", {"path": "workspaces/.state/x", "content": mark})
-        if kind == 10:
-            return ToolUse(call, "no_such_tool", {"content": mark})
-        if session.ceiling is None and rng.random() < 0.3:
-            return ToolUse(call, "spawn_subagent", {"prompt": "Help."})
-        return ToolUse(call, "send_message", {"to": "nobody at all", "subject": "s", "body": mark})
+        to = rng.choice(("cora", *self._agents[:6], "operator", "triage"))
+        mail = {"to": to, "subject": "simulated", "body": mark}
+        calls: list[tuple[str, dict[str, object]]] = [
+            *[("send_message", mail)] * 3,
+            ("write_file", {"path": f"{folder}/{call}.md", "content": mark}),
+            ("read_file", {"path": "platform/roster.yaml"}),
+            ("list_files", {"path": "platform"}),
+            ("post_board", {"content": mark}),
+            ("read_board", {}),
+            ("read_mailbox", {}),
+            # Nobody may do these three.
+            ("write_file", {"path": "workspaces/.state/x", "content": mark}),
+            ("no_such_tool", {"content": mark}),
+            ("send_message", {**mail, "to": "nobody at all"}),
+        ]
+        if session.ceiling is None:
+            calls.append(("spawn_subagent", {"prompt": "Help."}))
+        return ToolUse(call, *rng.choice(calls))

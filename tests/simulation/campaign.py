@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 
+from tests.simulation.simulator import Result, simulate, template
 from tests.simulation.trace import Violation
-from tests.simulation.world import Result, clean_up, simulate
 
 SEED_S = 120
 """A seed that takes longer, in real seconds, goes round in a circle."""
@@ -65,29 +66,33 @@ def run_campaign(seeds: Sequence[int], *, jobs: int = 1, stop_at_first: bool = F
     """Run seeds and report; with more than one job, in processes of their own, which may hang without harm."""
     report = Report()
     begun = time.monotonic()
-    for result in _results(seeds, jobs) if jobs > 1 else map(_simulate_bounded, seeds):
-        report.add(result)
-        if sys.stderr.isatty():
-            print(f"\r{report.seeds}/{len(seeds)}, {len(report.failed)} failed ", end="", file=sys.stderr)
-        if stop_at_first and report.failed:
-            break
+    with template() as root:
+        results = (
+            _results(seeds, jobs, root) if jobs > 1 else (_simulate_bounded(seed, root) for seed in seeds)
+        )
+        for result in results:
+            report.add(result)
+            if sys.stderr.isatty():
+                sys.stderr.write(f"\r{report.seeds}/{len(seeds)}, {len(report.failed)} failed ")
+            if stop_at_first and report.failed:
+                break
     report.seconds = time.monotonic() - begun
-    clean_up()
     return report
 
 
-def _simulate_bounded(seed: int) -> Result:
+def _simulate_bounded(seed: int, root: Path) -> Result:
     """Simulate a seed; end this process where it hangs, since what hangs could swallow any exception."""
 
     def give_up(*_: object) -> None:
-        print(f"seed {seed} does not end", file=sys.stderr, flush=True)
+        sys.stderr.write(f"seed {seed} does not end\n")
+        sys.stderr.flush()
         os._exit(1)
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.alarm(SEED_S)
     try:
-        return simulate(seed)
-    except Exception as error:
+        return simulate(seed, root)
+    except Exception as error:  # noqa: BLE001 - a run that fails is a result too
         trace = "".join(traceback.format_exception(error))
         return Result(seed, "", 0, (Violation(HANGS, 0.0, f"the run itself failed: {trace}"),))
     finally:
@@ -95,21 +100,20 @@ def _simulate_bounded(seed: int) -> Result:
         signal.signal(signal.SIGALRM, before)
 
 
-def _work(seeds: Sequence[int], pipe: Connection) -> None:
+def _work(seeds: Sequence[int], pipe: Connection, root: Path) -> None:
     for seed in seeds:
         pipe.send(seed)
-        pipe.send(_simulate_bounded(seed))
+        pipe.send(_simulate_bounded(seed, root))
     pipe.close()
-    clean_up()
 
 
-def _results(seeds: Sequence[int], jobs: int) -> Iterable[Result]:
+def _results(seeds: Sequence[int], jobs: int, root: Path) -> Iterable[Result]:
     context = multiprocessing.get_context("fork")
     running: dict[Connection, tuple[multiprocessing.process.BaseProcess, list[int]]] = {}
 
     def start(share: list[int]) -> None:
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(share, theirs))
+        process = context.Process(target=_work, args=(share, theirs, root))
         process.start()
         theirs.close()
         running[ours] = (process, share)

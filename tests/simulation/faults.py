@@ -10,11 +10,12 @@ from typing import Any
 import trio
 
 from actors.kernel import Actor, Intensity, Ref, Supervisor
-from tests.simulation.observer import Hook, Life, Observer
+from tests.simulation.observer import Observer
 from tests.simulation.trace import Trace
+from tests.simulation.watching import Hook, Life
 
 
-class SimulatedFault(Exception):
+class SimulatedError(Exception):
     """A bug in an actor, put in on purpose."""
 
 
@@ -60,13 +61,13 @@ class Interferer:
             await trio.sleep(order.seconds)
             return await function(*args)
         if order.kind == "before":
-            raise SimulatedFault(f"{hook} of {life.name}")
+            raise SimulatedError(f"{hook} of {life.name}")
         if order.kind == "midway":
             with trio.move_on_after(order.seconds):
                 await function(*args)
-            raise SimulatedFault(f"midway through {hook} of {life.name}")
+            raise SimulatedError(f"midway through {hook} of {life.name}")
         await function(*args)
-        raise SimulatedFault(f"after {hook} of {life.name}")
+        raise SimulatedError(f"after {hook} of {life.name}")
 
     async def _poisonable(self, life: Life, function: Hook, args: tuple[Any, ...]) -> Any:
         with trio.CancelScope() as scope:
@@ -77,7 +78,7 @@ class Interferer:
             finally:
                 del life.poisons[key]
         if scope.cancelled_caught:
-            raise SimulatedFault(f"a task of {life.name}")
+            raise SimulatedError(f"a task of {life.name}")
         return None
 
 

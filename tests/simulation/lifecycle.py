@@ -11,8 +11,9 @@ import trio
 from actors.kernel import DynamicSupervisor, Ref, RestartIntensityError, Strategy, Supervisor
 from actors.kernel.child import KILL_GRACE_S, Child, ChildState, Intensity, Restart
 from actors.kernel.signals import ChildExited, ExitKind
-from tests.simulation.observer import Life, Observer, Watcher
+from tests.simulation.observer import Observer
 from tests.simulation.trace import Trace
+from tests.simulation.watching import Life, Watcher
 
 EPSILON_S = 1e-6
 
@@ -88,7 +89,8 @@ class Lifecycle(Watcher):
                 if parent.ref.state == "starting":
                     self._trace.check(
                         START_ORDER,
-                        incarnation is not None and incarnation.started_at is not None or self._fell(sibling),
+                        (incarnation is not None and incarnation.started_at is not None)
+                        or self._fell(sibling),
                         lambda sibling=sibling: f"{life.name} starts before {sibling.path} is up",
                     )
 

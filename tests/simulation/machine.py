@@ -74,8 +74,9 @@ class Machine:
 
     async def work(self, generation: int) -> None:
         """Take the time that a piece of work takes, or until the power is cut."""
-        if generation == self.generation:
-            with trio.move_on_after(self.latency_s()):
+        latency_s = self.latency_s()
+        if generation == self.generation and latency_s > 0:
+            with trio.move_on_after(latency_s):
                 await self._cut.wait()
         else:
             await trio.lowlevel.checkpoint()

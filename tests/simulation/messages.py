@@ -10,8 +10,8 @@ import trio
 
 from actors.kernel import Future, Overflow, Ref
 from actors.kernel.mailbox import Envelope
-from tests.simulation.observer import Life, Watcher
 from tests.simulation.trace import Trace
+from tests.simulation.watching import Life, Watcher
 
 ORDER = "messages are handled in the order of their arrival"
 ONCE = "a message is handled at most once"

@@ -22,8 +22,8 @@ from store.ledger import AppendEntry, verify
 from store.mailbox import ClaimMail, Mail, SendMail, SettleMail
 from store.sessions import BeginTurn, EndTurn
 from store.unit_of_work import Outcome, UnitOfWork
-from tests.simulation.observer import Watcher
 from tests.simulation.trace import Trace
+from tests.simulation.watching import Watcher
 
 DURABLE = "what is acknowledged is durable"
 STANDS = "what was durable stands in the store"

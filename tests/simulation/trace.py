@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import trio
 
-
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 """Where an object lies in memory, which no seed decides."""
 

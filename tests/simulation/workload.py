@@ -13,21 +13,22 @@ import trio
 
 from actors.api import Api
 from actors.court import Court, Reload
-from actors.kernel import ActorDeadError, KernelError, Ref, Supervisor
+from actors.kernel import ActorDeadError, AskTimeoutError, KernelError, Ref, Supervisor
 from actors.kernel.commands import RetryChild
 from actors.kernel.mailbox import Envelope
 from actors.ledger_writer import Commit, LedgerWriter
+from actors.service import Caller
 from actors.session_messages import RunTurn, Status
 from actors.sessions import SessionActor
 from actors.standing import LookForMail, StandingAgent
 from protocol.errors import AgentRunnerError, RequestError
 from protocol.native import frames
 from store.unit_of_work import UnitOfWork
-from tests.simulation.observer import Life, Watcher
+from tests.simulation.probes import Clerk, Deferrer, Leaver, Lingerer
 from tests.simulation.records import Records
 from tests.simulation.trace import Trace
+from tests.simulation.watching import Life, Watcher
 from tests.support.office import OPERATOR
-from actors.service import Caller
 
 SESSIONS = 100
 PROBES = ("waiting", "refusing", "forgetting", "hasty", "leaving", "lingering", "deferring", "deferring")
@@ -114,6 +115,7 @@ class Workload:
         self._visitors = visitors(agents)
         self._numbers = iter(range(1, 1_000_000))
         self.api: Api
+        self.trunk: Callable[[], Any]
         self.nursery: trio.Nursery
         self.pending: dict[int, tuple[str, float]] = {}
 
@@ -187,69 +189,55 @@ class Workload:
         def request(params: frames.Params, caller: Caller = OPERATOR) -> Callable[[], Awaitable[Any]]:
             return lambda: self.call(caller, params, patience_s)
 
-        kind = rng.randrange(20)
-        if kind < 6:
-            turns = rng.choice((0, 1, 1, 1, 2, 4))
-            return [lambda: self._visit(visitor, turns, patience_s)]
-        if kind < 8:
-            return [request(frames.SessionStatus(session_key=key), who) for _ in range(rng.choice((1, 6)))]
-        if kind == 8:
-            return [request(frames.SessionCancel(session_key=key), who)]
-        if kind == 9:
-            return [request(frames.SessionClose(session_key=key), who)]
-        if kind < 14:
-            to = rng.choice((*self._agents * 4, *("triage", "tag:security", "nobody") * 4, "all"))
-            sender = rng.choice((None, None, "reed"))
-            mail = frames.MailSend(to=to, subject="hello", body="from outside", sender=sender)
-            return [request(mail)] * rng.choice((1, 1, 2))
-        if kind == 14:
-            return [request(frames.BoardPost(text="a line from outside"))]
-        if kind == 15:
-            return [request(rng.choice((frames.RunnerStatus(), frames.AgentsList())))]
-        if kind == 16:
-            return [request(frames.RunnerReload())]
-        if kind == 17 and rng.random() < 0.5:
-            return [self._retry_probe]
-        if kind == 17:
-            return [request(frames.AgentsRetry(agent_id=rng.choice(self._agents)))]
-        name, count = rng.choice(PROBES), rng.choice((1, 3, 9))
-        leave = name == "leaving" and rng.random() < 0.3
-        return [
-            lambda: self._probe(name, "leave" if leave else f"{number}", patience_s)
-            for number in range(count)
-        ]
+        match rng.randrange(20):
+            case 0 | 1 | 2 | 3 | 4 | 5:
+                turns = rng.choice((0, 1, 1, 1, 2, 4))
+                found = [lambda: self._visit(visitor, turns, patience_s)]
+            case 6 | 7:
+                found = [request(frames.SessionStatus(session_key=key), who)] * rng.choice((1, 6))
+            case 8:
+                found = [request(frames.SessionCancel(session_key=key), who)]
+            case 9:
+                found = [request(frames.SessionClose(session_key=key), who)]
+            case 10 | 11 | 12 | 13:
+                to = rng.choice((*self._agents * 4, *("triage", "tag:security", "nobody") * 4, "all"))
+                sender = rng.choice((None, None, "reed"))
+                mail = frames.MailSend(to=to, subject="hello", body="from outside", sender=sender)
+                found = [request(mail)] * rng.choice((1, 1, 2))
+            case 14:
+                found = [request(frames.BoardPost(text="a line from outside"))]
+            case 15:
+                found = [request(rng.choice((frames.RunnerStatus(), frames.AgentsList())))]
+            case 16:
+                found = [request(frames.RunnerReload())]
+            case 17:
+                agent = rng.choice(self._agents)
+                found = [request(frames.AgentsRetry(agent_id=agent)), self._retry_probe]
+            case _:
+                name, count = rng.choice(PROBES), rng.choice((1, 3, 9))
+                message = "leave" if name == "leaving" and rng.random() < 0.3 else "poke"
+                found = [lambda: self._probe(name, message, patience_s)] * count
+        return found
 
     async def _retry_probe(self) -> None:
         with suppress(ActorDeadError, KernelError):
-            await (
-                self.trunk()
-                .supervisor("gateway")
-                .supervisor("parking")
-                .retry(self._rng.choice(("left", "right")))
-            )
+            parking = self.trunk().supervisor("gateway").supervisor("parking")
+            await parking.retry(self._rng.choice(("left", "right")))
 
     async def _probe(self, name: str, message: str, patience_s: float | None) -> None:
-        ref = self.trunk().supervisor("gateway").child(name)
-        if ref is None:
-            return
         try:
+            ref = self.trunk().supervisor("gateway").child(name)
             if self._rng.random() < 0.5:
                 ref.tell(message)
             else:
                 await ref.ask(message, 3_600.0 if patience_s is None else patience_s)
-        except (KernelError, ActorDeadError, TimeoutError) as error:
+        except (KernelError, ActorDeadError, AskTimeoutError) as error:
             self._trace.note("probe", f"{name} {type(error).__name__}")
-        except Exception as error:
-            if type(error).__name__ != "AskTimeoutError":
-                raise
-            self._trace.note("probe", f"{name} timed out")
-
-    trunk: Callable[[], Any]
 
 
 async def poke(life: Life) -> None:
     """Give an actor a message that does no harm."""
-    message: Any = "poke"
+    message: Any
     match life.actor:
         case SessionActor():
             message = Status(OPERATOR)
@@ -261,5 +249,9 @@ async def poke(life: Life) -> None:
             message = Reload()
         case Supervisor():
             message = RetryChild("nobody")
+        case Clerk() | Leaver() | Lingerer() | Deferrer():
+            message = "poke"
+        case _:
+            return
     with suppress(ActorDeadError, KernelError):
         life.ref.tell(message)
