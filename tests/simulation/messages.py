@@ -10,6 +10,7 @@ import trio
 
 from actors.kernel import Future, Overflow, Ref
 from actors.kernel.mailbox import Envelope
+from actors.kernel.signals import ChildExited
 from tests.simulation.trace import Trace
 from tests.simulation.watching import Life, Watcher
 
@@ -40,10 +41,11 @@ class Messages(Watcher):
         self._letters: dict[Ref, Counter[int]] = defaultdict(Counter)
         self._held: list[Any] = []  # what is known by its id must not be collected meanwhile
         self.questions: dict[int, Question] = {}
+        self._taken: dict[Life, list[Future]] = defaultdict(list)  # questions that an incarnation began on
 
     def begin_epoch(self) -> None:
         """Forget the tree before."""
-        for table in (self._waiting, self._gone, self._letters, self._held, self.questions):
+        for table in (self._waiting, self._gone, self._letters, self._held, self.questions, self._taken):
             table.clear()
 
     def posted(self, ref: Ref, envelope: Envelope) -> None:
@@ -72,6 +74,11 @@ class Messages(Watcher):
         if envelope.is_signal:
             return
         kind = type(envelope.message).__name__
+        if future is not None:
+            taken = self._taken[life]
+            if len(taken) > 64:
+                taken[:] = [other for other in taken if not other.done]
+            taken.append(future)
         self._trace.check(
             WANTED,
             future is None or not future.abandoned,
@@ -101,6 +108,11 @@ class Messages(Watcher):
             letters[id(envelope.message)] -= 1
             return True
         return False
+
+    def ended(self, life: Life, exited: ChildExited) -> None:
+        del exited
+        left = sum(not future.done for future in self._taken.pop(life, ()))
+        self._trace.check(ANSWERED, not left, lambda: f"{life.name} ended and left {left} askers unanswered")
 
     def asked(self, number: int, ref: Ref, message: Any) -> None:
         self.questions[number] = Question(ref.path, type(message).__name__, trio.current_time())
