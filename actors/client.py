@@ -15,9 +15,9 @@ import json
 import re
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import h11
@@ -225,7 +225,7 @@ async def _open_stream(url: str, timeout_s: float) -> trio.SocketStream | trio.S
                 return await trio.open_ssl_over_tcp_stream(parts.hostname, parts.port or 443)
             return await trio.open_tcp_stream(parts.hostname, parts.port or 80)
     except trio.TooSlowError:
-        raise UnreachableError(url, f"no answer within {timeout_s} s") from None
+        raise _too_slow(url, timeout_s) from None
     except OSError as error:
         raise UnreachableError(url, str(error.__cause__ or error)) from error
 
@@ -239,9 +239,9 @@ async def _shake_hands(
 ) -> WebSocketConnection:
     parts = urlsplit(url)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    with trio.fail_after(timeout_s):
+    with trio.fail_after(timeout_s), trio.CancelScope() as handshake:
         return await wrap_client_stream(
-            nursery,
+            cast("trio.Nursery", _Reading(nursery, handshake)),
             stream,
             parts.netloc.rpartition("@")[2],
             path,
@@ -249,6 +249,25 @@ async def _shake_hands(
             message_queue_size=1024,
             max_message_size=MESSAGE_BYTES_MAX,
         )
+    raise UnreachableError(url, "the connection ended before the handshake was done")
+
+
+class _Reading:
+    """Starts the reader of a WebSocket; one that ends has no handshake to wait for any more.
+
+    The library waits for the handshake without end where the peer leaves instead of answering.
+    """
+
+    def __init__(self, nursery: trio.Nursery, handshake: trio.CancelScope) -> None:
+        self._nursery = nursery
+        self._handshake = handshake
+
+    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
+        self._nursery.start_soon(self._read, reader)
+
+    async def _read(self, reader: Callable[[], Awaitable[None]]) -> None:
+        await reader()
+        self._handshake.cancel()
 
 
 def _problem(group: BaseExceptionGroup[BaseException], url: str, timeout_s: float) -> AgentRunnerError | None:
@@ -259,13 +278,17 @@ def _problem(group: BaseExceptionGroup[BaseException], url: str, timeout_s: floa
             if error.status_code == 401:
                 return RequestError("unauthorized", body or "the runner does not know this token")
             return UnreachableError(url, f"HTTP {error.status_code} {body}".strip())
-        if isinstance(error, trio.TooSlowError):
-            return UnreachableError(url, f"no answer within {timeout_s} s")
+        if isinstance(error, trio.TooSlowError | UnreachableError):
+            return error if isinstance(error, UnreachableError) else _too_slow(url, timeout_s)
         if isinstance(error, h11.LocalProtocolError):
             return UnreachableError(url, f"the token cannot be sent in a header: {error}")
         if isinstance(error, ProtocolError):
             return DisconnectedError(1006, str(error))
     return None
+
+
+def _too_slow(url: str, timeout_s: float) -> UnreachableError:
+    return UnreachableError(url, f"no answer within {timeout_s} s")
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -3,6 +3,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -524,6 +525,20 @@ async def test_client_says_when_nobody_answers() -> None:
     with pytest.raises(UnreachableError, match=str(gateway.port)):
         async with connect(gateway.url):
             raise AssertionError("was let in")
+
+
+async def test_client_whose_peer_leaves_in_the_handshake_is_told_at_once() -> None:
+    async def leave(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1)
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, leave, 0, host="127.0.0.1"))
+        port = listeners[0].socket.getsockname()[1]
+        with trio.fail_after(30), pytest.raises(UnreachableError, match="handshake"):
+            async with connect(f"ws://127.0.0.1:{port}/ws", timeout_s=1000.0):
+                raise AssertionError("was let in")
+        nursery.cancel_scope.cancel()
 
 
 async def test_client_with_a_wrong_token_is_unauthorized() -> None:
