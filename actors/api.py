@@ -177,7 +177,7 @@ class Api:
     async def _catch_up(
         self, attached: Attached, from_seq: int, tail: Tail, done: Future, emit: Emit
     ) -> dict[str, Any]:
-        await replay(self._doors.services().events, attached, from_seq, emit)
+        await replay(self._doors.services().events, self._doors.database(), attached, from_seq, emit)
         if isinstance(attached.answer, tuple):
             return _turn_result(attached.answer)
         await tail.release(from_seq)

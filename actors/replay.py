@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
+import apsw
 import msgspec
 import trio
 
 from actors.service import Emit
 from actors.session_messages import Attached
 from protocol.errors import CODES, RequestError
-from protocol.events import Event, Failed, encode
+from protocol.events import Done, Event, Failed, LedgerAppend, TurnStarted, encode
 from store.event_log import EventLog
+from store.ledger import find_entry
+from store.sessions import TurnRow, history_of_turn
 
 PACE: Final = 64
 """Events that are sent before others get a turn."""
@@ -55,7 +58,9 @@ class NotKeptError(RequestError):
         )
 
 
-async def replay(log: EventLog | None, attached: Attached, from_seq: int, emit: Emit) -> None:
+async def replay(
+    log: EventLog | None, database: apsw.Connection, attached: Attached, from_seq: int, emit: Emit
+) -> None:
     """Send the events from number `from_seq` on and before `attached.seen`; all of them where the turn has ended.
 
     Raises NotKeptError, with nothing sent; for a turn that ended in an error, that error, with its last event sent.
@@ -70,9 +75,9 @@ async def replay(log: EventLog | None, attached: Attached, from_seq: int, emit: 
     if seen is None:
         last: dict[str, Any] = msgspec.json.decode(lines[-1]) if lines else {}
         if isinstance(attached.answer, RequestError):
-            error, lines = _ending(last, lines, attached.answer)
+            error, lines = _failure(last, lines, attached, attached.answer)
         elif last.get("type") != "done":
-            raise NotKeptError
+            lines = _with_its_end(database, attached.turn, last, lines)
     for number, line in enumerate(lines[from_seq:], 1):
         emit(msgspec.Raw(line))
         if number % PACE == 0:
@@ -81,11 +86,49 @@ async def replay(log: EventLog | None, attached: Attached, from_seq: int, emit: 
         raise error
 
 
-def _ending(
-    last: dict[str, Any], lines: list[bytes], answer: RequestError
+def _failure(
+    last: dict[str, Any], lines: list[bytes], attached: Attached, answer: RequestError
 ) -> tuple[RequestError, list[bytes]]:
     """Return the error that a turn ended with, and its events; what a crash cut off gets its last event here."""
     if last.get("type") == "error":
         return RequestError(last["code"] if last["code"] in CODES else "internal", last["message"]), lines
-    error = RequestError("internal", f"{CUT_OFF}; {answer.message}")
-    return error, [*lines, encode(Failed(error.code, error.message, seq=len(lines)))]
+    error = answer
+    if attached.turn is None or attached.turn.status == "interrupted":
+        error = RequestError("internal", f"{CUT_OFF}; {answer.message}")
+    # It may have been killed before the first event was kept.
+    begun = lines or [encode(TurnStarted(attached.turn_id, seq=0))]
+    return error, [*begun, encode(Failed(error.code, error.message, seq=len(begun)))]
+
+
+def _with_its_end(
+    database: apsw.Connection, turn: TurnRow | None, last: dict[str, Any], lines: list[bytes]
+) -> list[bytes]:
+    """Return the events of a turn whose end was recorded, and not its last events: the daemon was killed between.
+
+    Raises NotKeptError where more is missing than the end.
+    """
+    if turn is None or turn.cid is None:
+        raise NotKeptError
+    said, kept = _said(lines), _kept(database, turn.id)
+    # Of a block that a cancellation cut off, the history has nothing.
+    if not (said == kept or (turn.status == "cancelled" and said.startswith(kept))):
+        raise NotKeptError
+    whole = [*lines]
+    if last.get("entry", {}).get("cid") != turn.cid:
+        found = find_entry(database, turn.cid)
+        if found is None:
+            raise NotKeptError
+        whole.append(encode(LedgerAppend(found[1], seq=len(whole))))
+    whole.append(encode(Done(turn.stop_reason or "cancelled", seq=len(whole))))
+    return whole
+
+
+def _said(lines: list[bytes]) -> str:
+    events = (msgspec.json.decode(line) for line in lines)
+    return "".join(event["text"] for event in events if event["type"] == "text_delta")
+
+
+def _kept(database: apsw.Connection, turn_id: str) -> str:
+    rows = [row for row in history_of_turn(database, turn_id) if row.role == "assistant"]
+    blocks = (block for row in rows for block in row.content)
+    return "".join(block["text"] for block in blocks if block["type"] == "text")

@@ -10,6 +10,7 @@ from actors.runtime.base import Block, Ceiling, Message, ToolDefinition
 from actors.service import Caller
 from protocol.errors import RequestError
 from protocol.events import Event
+from store.sessions import TurnRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,14 @@ class Follower:
 class Attached:
     """How far the turn is that somebody began to follow.
 
-    `seen`: how many events there were so far, or None for one that has ended; then `answer` is its end, where that is
-    known without its events.
+    `seen`: how many events there were so far, or None for one that has ended; then `answer` is its end and `turn` what
+    is stored of it.
     """
 
     turn_id: str
     seen: int | None
     answer: tuple[str, str] | RequestError | None = None
+    turn: TurnRow | None = None
 
 
 @dataclass(frozen=True, slots=True)

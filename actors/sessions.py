@@ -407,7 +407,7 @@ class SessionActor(Actor):
             return None
         turn, request_hash = found
         _check_same(request_hash, message)
-        return Attached(turn.id, None, self._answer_of(turn))
+        return Attached(turn.id, None, self._answer_of(turn), turn)
 
     def _follow(self, message: FollowTurn) -> Attached:
         row = self._require(message.caller)
@@ -417,7 +417,7 @@ class SessionActor(Actor):
         turn = find_turn(self._services.database, row.id, message.turn_id)
         if turn is None:
             raise RequestError("invalid_params", "`params.turn_id`: this session has no such turn")
-        return Attached(turn.id, None, self._answer_of(turn))
+        return Attached(turn.id, None, self._answer_of(turn), turn)
 
     def _answer_of(self, turn: TurnRow) -> tuple[str, str] | RequestError:
         """Return how a turn ended, as far as the store knows."""

@@ -26,6 +26,7 @@ class TurnLog:
 
     def __init__(self, path: Path) -> None:
         self.problem: str | None = None
+        self._path = path
         self._file: int | None = None
         self._room = TURN_BYTES_MAX
         try:
@@ -49,8 +50,11 @@ class TurnLog:
         return self._give_up("the disk took only a part of an event")
 
     def _give_up(self, problem: str) -> bool:
+        # A beginning that looked like all of it would be worse than nothing.
         self.problem = problem
         self.close()
+        with suppress(OSError):
+            self._path.unlink()
         return True
 
     def close(self) -> None:

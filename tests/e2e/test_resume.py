@@ -210,6 +210,46 @@ async def test_what_cannot_be_resumed_is_refused_and_says_why(house: Daemon):
         assert (result.events, result.result) == ([], mine.result)
 
 
+@pytest.mark.parametrize("missing", [1, 2])
+@pytest.mark.parametrize("words", ["say it to the end", "slow 400 10ms"])
+async def test_a_kill_between_the_record_of_the_end_and_its_last_events_loses_none_of_them(
+    house: Daemon, missing: int, words: str
+):
+    await house.start(*QUIET)
+    async with house.operator() as client:
+        key = await open_session(client, "calli", session_key="calli:resume:10")
+        asked = {"session_key": key, "message": words, "idempotency_key": "end"}
+        turn, seen = client.turn(asked), Seen()
+        async for event in turn:
+            seen.events.append(event)
+            if event["type"] == "text_delta" and words.startswith("slow"):
+                await client.call("session.cancel", {"session_key": key})
+        await house.kill()
+    # What a kill in that moment leaves: the end is in the store, and the events stop just before it.
+    [file] = events_of(house)
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-missing]))
+    await house.start(*QUIET)
+    async with house.operator() as client:
+        whole = await follow(resumed(client, key, seen.events[0]["turn_id"], 0))
+        again = await follow(client.turn(asked))
+    assert whole.error is None
+    assert (whole.events, whole.result) == (seen.events, turn.result)
+    assert (again.events, again.result) == (seen.events, turn.result)
+
+
+async def test_events_that_lack_more_than_the_end_are_not_passed_off_as_the_turn(house: Daemon):
+    await house.start(*QUIET)
+    async with house.operator() as client:
+        key = await open_session(client, "calli", session_key="calli:resume:11")
+        seen = await run_turn(client, key, "slow 20 1ms")
+        [file] = events_of(house)
+        file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-10]))
+        cut = await follow(resumed(client, key, seen.events[0]["turn_id"], 0))
+    assert cut.events == []
+    assert cut.error is not None
+    assert "not kept" in cut.error.message
+
+
 def events_of(house: Daemon) -> list[Path]:
     return sorted((house.root.state / "events").iterdir())
 

@@ -31,14 +31,15 @@ def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path):
     assert log.read("ab", 0) == [b"{}"]
 
 
-def test_a_turn_that_says_too_much_is_kept_no_further_and_it_is_said_once(tmp_path: Path, monkeypatch):
+def test_a_turn_that_says_too_much_is_not_kept_and_it_is_said_once(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(event_log, "TURN_BYTES_MAX", 10)
     kept = EventLog(tmp_path).begin("ab")
     assert not kept.append(b"12345")
     assert kept.append(b"12345")
     assert not kept.append(b"1")
     assert "10 bytes" in str(kept.problem)
-    assert EventLog(tmp_path).read("ab", 0) == [b"12345"]
+    # A beginning would look like all of it once the daemon has ended.
+    assert EventLog(tmp_path).read("ab", 0) is None
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem_and_no_exception(tmp_path: Path):
