@@ -93,20 +93,21 @@ class TurnRun:
                 problem = RequestError("turn_timeout", f"the turn took longer than {timeout_s} s")
             elif status != "complete":
                 status, stop_reason = "cancelled", "cancelled"
-        except trio.Cancelled:
-            # The daemon is ending and the time to finish is over: the turn is recorded as interrupted, so that the mail
-            # that it carried is delivered again.
-            problem = RequestError(
-                "shutting_down", "the daemon ended before the turn did; send it again when it is back"
-            )
-            await self._finish(turn, "interrupted", None, problem)
-            raise
         except RequestError as error:
             problem = error
         except BackendError as error:
             problem = RequestError(error.code, error.message)
         except Exception as error:  # noqa: BLE001 - a fault of a turn ends the turn; it is logged, with its id
             problem = self._internal(turn, error)
+        except BaseException:
+            # Cancelled from outside, perhaps in a group that the nursery of a library made of it. The daemon is ending
+            # and the time to finish is over: the turn is recorded as interrupted, so that the mail that it carried is
+            # delivered again.
+            problem = RequestError(
+                "shutting_down", "the daemon ended before the turn did; send it again when it is back"
+            )
+            await self._finish(turn, "interrupted", None, problem)
+            raise
         await self._finish(turn, status, stop_reason, problem)
 
     def _internal(self, turn: Turn, error: Exception) -> RequestError:

@@ -365,6 +365,28 @@ async def test_a_turn_whose_end_cannot_be_written_is_recorded_as_interrupted_by_
         office.check_ledger()
 
 
+async def test_a_turn_that_is_cut_off_inside_a_nursery_is_recorded_and_its_client_is_told(tmp_path: Path):
+    async def act(_session, _request, _host):
+        # As an HTTP client does while it connects: the cancellation comes out of it as a group.
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            await trio.sleep_forever()
+
+    async with open_office(tmp_path / "root", act) as office:
+        ref = await office.open()
+        begun = await office.begin(ref)
+        await settled()
+        office.services.hurry.set()
+        ref.stop()
+        ended = await begun.end()
+        assert ended.error is not None
+        assert ended.error.code == "shutting_down"
+        assert isinstance(ended.events[-1], Failed)
+        await settled()
+        assert office.rows("SELECT status FROM turns") == [("interrupted",)]
+        office.check_ledger()
+
+
 @pytest.mark.parametrize("failure", [StorageError("the disk is away"), ConflictError("somebody was quicker")])
 async def test_a_turn_that_cannot_be_recorded_asks_no_model_and_ends_for_its_client(
     tmp_path: Path, failure: Exception
