@@ -18,7 +18,7 @@ from typing import Final
 
 from bench.measure import Report, machine
 
-NAMES: Final = ("gate", "turn", "ledger", "wake", "actors", "memory")
+NAMES: Final = ("gate", "turn", "ledger", "wake", "actors", "memory", "restart")
 RESULTS: Final = Path(__file__).with_name("RESULTS.md")
 
 _HEAD: Final = """\

@@ -44,6 +44,7 @@ ROWS = {
         "40 more that are passive, after a turn",
         "1 starts",
     ],
+    "restart": ["nothing in the store", "200 sessions", "200 sessions, 5 of them running"],
 }
 
 
