@@ -113,7 +113,7 @@ def read_entries(
             values.append(value)
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     order = "DESC" if newest_first else "ASC"
-    rows = database.execute(
+    rows: list[Any] = database.execute(
         f"SELECT seq, {_COLUMNS} FROM ledger {where} ORDER BY seq {order} LIMIT ?",
         (*values, -1 if limit is None else limit),
     ).fetchall()

@@ -473,7 +473,7 @@ def history_of(
 
 def history_of_turn(database: apsw.Connection, turn: str) -> list[HistoryRow]:
     """Return the messages of one turn in order."""
-    rows = database.execute(
+    rows: list[Any] = database.execute(
         "SELECT turn_id, seq, role, content, created_at FROM history WHERE turn_id = ? ORDER BY seq", (turn,)
     ).fetchall()
     return [HistoryRow(found, seq, role, orjson.loads(content), at) for found, seq, role, content, at in rows]
