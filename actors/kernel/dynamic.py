@@ -41,13 +41,20 @@ class DynamicSupervisor(Supervisor):
             child.state = ChildState.WAITING
             if child.ref.incarnation is not None and child.spec.shutdown_s != 0:
                 child.ref.request_stop(ExitKind.SHUTDOWN)
-        # By deadline, so that waiting for a patient one never overruns the deadline of another.
+        # By deadline, and cancelled without waiting, so that no child overruns its own because of another.
         children.sort(key=lambda child: child.ref.system.shutdown_s(child.ref, child.spec.shutdown_s))
         for child in children:
+            incarnation = child.ref.incarnation
+            if incarnation is None or incarnation.stuck:
+                continue
             left_s = child.ref.system.shutdown_s(child.ref, child.spec.shutdown_s)
-            left_s = max(0.0, begun_at + left_s - trio.current_time())
+            with trio.CancelScope(deadline=begun_at + left_s):
+                await incarnation.wait_ended()
+            if child.ref.incarnation is incarnation:
+                incarnation.kill()
+        for child in children:
             try:
-                await child.ref.system.shut_down(child.ref, left_s)
+                await child.ref.system.shut_down(child.ref, 0)
             except ChildStuckError:
                 logger.exception("%s does not end", child.ref.path)
 

@@ -584,3 +584,17 @@ async def test_kill_of_an_actor_whose_last_hook_waits_in_a_nursery_is_a_kill_and
         await a.wait_stopped()
         assert a.last_reason == "killed"
         assert log == ["a start"]
+
+
+async def test_many_children_that_overrun_their_deadline_share_the_grace(autojump_clock):
+    class Slow(Recorder):
+        async def on_stop(self):
+            with trio.CancelScope(shield=True):
+                await trio.sleep(4)
+
+    async with open_system(ChildSpec("root", DynamicSupervisor)) as system:
+        for number in range(5):
+            spec = ChildSpec(f"slow {number}", lambda: Slow([], "slow"), shutdown_s=1)
+            await system.supervisor.start_child(spec)
+        begun = trio.current_time()
+    assert trio.current_time() - begun == pytest.approx(4)
