@@ -84,6 +84,11 @@ class ChildExited:
     reason: ExitReason
     started: bool
 
+    def refuse_questions(self) -> None:
+        """Answer who asks the child until it lives again, unless it only left memory."""
+        if self.ref.incarnation is None and self.reason.kind is not ExitKind.PASSIVE:
+            self.ref.refuse_questions()
+
 
 @dataclass(frozen=True, slots=True)
 class ChildActivated:

@@ -255,6 +255,9 @@ class Supervisor(Actor):
         ref = incarnation.ref
         if ref.stop_kind is not None:
             return False
+        for signal in ref.mailbox.control or ():
+            if isinstance(signal, ChildExited) and self._is_of_now(signal):
+                signal.refuse_questions()  # as those that end while this waits: see System.report_exit
         ref.asking += (child.ref,)  # a child that asks its supervisor in on_start would wait for ever
         try:
             with trio.CancelScope() as incarnation.boot_scope:
@@ -278,14 +281,19 @@ class Supervisor(Actor):
                 if child is not None and child.ref is ref and child.state is ChildState.PASSIVE:
                     self._incarnate(child, None)
 
+    def _is_of_now(self, exited: ChildExited) -> bool:
+        """Whether this is the end of the incarnation that counts, and not of one before it."""
+        child = self._children.get(exited.child_id)
+        return (
+            child is not None
+            and child.ref is exited.ref
+            and child.generation == exited.generation
+            and child.state is ChildState.RUNNING
+        )
+
     async def _child_exited(self, exited: ChildExited) -> None:
         child = self._children.get(exited.child_id)
-        if (
-            child is None
-            or child.ref is not exited.ref
-            or child.generation != exited.generation
-            or child.state is not ChildState.RUNNING
-        ):
+        if child is None or not self._is_of_now(exited):
             return
         reason = exited.reason
         if reason.kind is ExitKind.PASSIVE:
@@ -344,6 +352,8 @@ class Supervisor(Actor):
         members = self._group(child)
         if len(members) > 1:
             child.ref.refuse_questions()
+        else:
+            child.ref.revive()
         for member in reversed(members):
             if member is not child:
                 await self._terminate(member)

@@ -194,6 +194,9 @@ class System:
         """Tell the supervisor of an ended incarnation; the root has none, so that its end is the system's."""
         parent = exited.ref.parent
         if parent is not None:
+            if parent.incarnation is not None and parent.incarnation.boot_scope is not None:
+                # The supervisor sees to it when another child has started, and that one may be who asks.
+                exited.refuse_questions()
             parent.mailbox.put_control(exited)
             return
         self._root_reason = exited.reason

@@ -831,3 +831,36 @@ async def test_a_question_to_a_member_of_a_restarting_group_is_answered_and_hold
         assert trio.current_time() < 1
         assert await a.ask("ping") == "ping"
     assert system.stuck == []
+
+
+async def test_a_child_that_asks_in_on_start_who_has_just_died_does_not_wait_for_its_restart(autojump_clock):
+    """Its supervisor waits for it, and would bring the other back only afterwards."""
+    log = []
+
+    class Brief(Recorder):
+        async def on_start(self):
+            await super().on_start()
+            if self.ref.generation == 1:
+                self.start_task(self.fail)
+
+        async def fail(self):
+            raise OSError("as soon as it was up")
+
+    class Curious(Recorder):
+        async def on_start(self):
+            await trio.sleep(1)
+            await self.ref.parent.child("a").ask("ping")
+
+    for wait_s in (0, 0.5):
+
+        class Waiting(Brief):
+            async def fail(self, wait_s=wait_s):
+                await trio.sleep(wait_s)
+                await super().fail()
+
+        specs = [ChildSpec("a", lambda: Waiting(log, "a")), ChildSpec("b", lambda: Curious(log, "b"))]
+        with trio.fail_after(10), pytest.raises(ChildStartError):
+            async with open_system(
+                ChildSpec("root", lambda specs=specs: Supervisor(specs, strategy=Strategy.REST_FOR_ONE))
+            ):
+                pass
