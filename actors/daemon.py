@@ -171,7 +171,10 @@ class Trunk(Supervisor):
 
 @dataclass
 class Wiring:
-    """Every part of one daemon, and how the parts find each other; built anew for each run."""
+    """Every part of one daemon, and how the parts find each other; built anew for each run.
+
+    `watch_health` is False where the machine is not this one: what a simulation has of disk and memory is its own.
+    """
 
     settings: Settings
     content: Content
@@ -182,6 +185,7 @@ class Wiring:
     memories: dict[str, StandingMemory] = field(default_factory=dict)
     damage: Damage = field(default_factory=Damage)
     overview: Overview | None = None
+    watch_health: bool = True
     hurry: trio.Event = field(default_factory=trio.Event)
     cut_off: list[CutOff] = field(default_factory=list)
 
@@ -328,9 +332,15 @@ class Wiring:
                 if settings.resume_turns
                 else []
             ),
-            ChildSpec(
-                "health",
-                lambda: HealthWatch(self.health, lambda: self.writer, settings.root.database),
+            *(
+                [
+                    ChildSpec(
+                        "health",
+                        lambda: HealthWatch(self.health, lambda: self.writer, settings.root.database),
+                    )
+                ]
+                if self.watch_health
+                else []
             ),
             gateway,
             # Last, so that its own end takes nobody with it.

@@ -175,6 +175,7 @@ class World:
             Settings(self.root, ttl_min=1.5, heartbeat_interval_s=300.0, resume_turns=self.seed % 2 == 0),
             self.machine.load(self.root.platform),
             self.model,
+            watch_health=False,
         )
         wiring.clock = StrictClock(last_timestamp(wiring.database), self.machine.utc)
         overview = Overview(
