@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 
+import apsw
 import structlog
 import trio
 
@@ -61,7 +62,15 @@ class TurnRun:
     async def run(self) -> None:
         """Run the turn; what goes wrong becomes the answer, only cancellation from outside is raised."""
         acting = self.services.acting(self.row)
-        turn, request = self.conversation.begin(self.row, self.message, acting)
+        try:
+            turn, request = self.conversation.begin(self.row, self.message, acting)
+        except apsw.Error as error:
+            damage = damage_of(error)
+            if damage is None:
+                raise
+            _log.error("history not read", session=self.row.session_key, error=str(error))
+            self.answer = RequestError("internal", damage)
+            return
         self.delegations, self.turn_id = turn.delegations, turn.id
         turn.sink = lambda event: self._take(turn, event)
         try:
