@@ -229,6 +229,9 @@ def running_on(machine: Machine, seed: int) -> Iterator[None]:
         patch("secrets.token_hex", token_hex),
         patch("store.clock.utc_now", machine.utc),
         patch("actors.retention.time", SimpleNamespace(time=lambda: machine.utc().timestamp())),
+        # A thread of the real machine, which would have the loop turn at moments of its own.
+        patch("actors.kernel.loop_watch.LoopWatch.start", lambda _watch: None),
+        patch("actors.kernel.loop_watch.LoopWatch.end", lambda _watch: None),
         patch("actors.court.load_content", machine.load),
         patch("actors.ledger_writer.begin_units", machine.begin),
         patch("actors.ledger_writer.finish_units", machine.finish),
