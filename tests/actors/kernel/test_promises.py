@@ -103,3 +103,20 @@ async def test_restarts_are_as_jittery_as_the_injected_generator_says(autojump_c
     assert all(5 <= wait <= 15 for wait in first[1:])
     assert await waits(1) == pytest.approx(first)
     assert await waits(2) != pytest.approx(first)
+
+
+async def test_child_that_stayed_up_for_its_window_comes_back_at_once_again(autojump_clock):
+    backoff = Backoff(first_s=8, jitter=0)
+    spec = ChildSpec("a", lambda: Recorder([]))
+    root = ChildSpec("root", lambda: Supervisor([spec], backoff=backoff, intensity=Intensity(9, 10)))
+    async with open_system(root) as system:
+        ref = system.supervisor.child("a")
+        waits = []
+        for up_s in (0, 0, 10, 10.5, 0):
+            await trio.sleep(up_s)
+            with pytest.raises(ActorDeadError):
+                await ref.ask("crash")
+            crashed_at = trio.current_time()
+            await ref.ask("up?")
+            waits.append(trio.current_time() - crashed_at)
+        assert waits == [0, 8, 16, 0, 8]
