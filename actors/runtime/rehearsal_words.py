@@ -178,6 +178,9 @@ _SEPARATOR: Final = re.compile(r"(\s*\n\s*(?:then\s+)?|,?\s+then\s+|,?\s+and als
 _MAIL: Final = re.compile(
     r"\[mailbox from (?P<sender>[^\]\s]+)[^\]\n]*\] ?(?P<subject>[^\n]*)(?:\n(?P<body>.*))?", re.DOTALL
 )
+_AGAIN: Final = re.compile(r"\n\n\[delivered again: [^\n]*\]\Z")
+"""What the runner adds to mail that an interrupted turn carried before; it is no word of the sender."""
+
 _REPLY: Final = re.compile(r"reply to this: ?(?P<text>.+)", re.IGNORECASE | re.DOTALL)
 _WAKE: Final = re.compile(r"You have \d+ unread mailbox message")
 
@@ -233,7 +236,8 @@ def plan(texts: list[str]) -> list[Step]:
             prompt = text
             continue
         carries_mail = True
-        steps += _mail_steps(match["sender"], match["subject"].strip(), (match["body"] or "").strip())
+        body = _AGAIN.sub("", match["body"] or "").strip()
+        steps += _mail_steps(match["sender"], match["subject"].strip(), body)
     asked = parse(prompt)
     if not asked and not carries_mail and _WAKE.match(prompt):
         asked = [[call("read_mailbox", {})]]

@@ -1,12 +1,17 @@
+import dataclasses
+import datetime as dt
 import re
 
 import pytest
 import trio
 
+from actors.runtime.prompt import mail_text
 from actors.runtime.rehearsal import RehearsalRuntime
 from actors.runtime.rehearsal_words import HELP, Say, interpret, parse
 from protocol.errors import BackendError
 from protocol.events import Event, ToolCallUpdate
+from protocol.tiers import Tier
+from store.mailbox import compose
 from tests.support.turns import STANDARD_TOOLS, RememberingHost, request, session
 
 WAKE = "You have 1 unread mailbox message(s). Check your mailbox and act on any pending messages."
@@ -277,6 +282,21 @@ def mail(body: str, sender: str = "kavi", subject: str = "a matter") -> dict[str
 async def test_mail_that_begins_with_an_instruction_is_acted_upon():
     host = await rehearse([mail("write workspaces/x.md: hello")], WAKE)
     assert host.called == [("write_file", {"path": "workspaces/x.md", "content": "hello"})]
+
+
+async def test_what_the_runner_adds_to_mail_that_comes_again_is_no_part_of_the_instruction():
+    first = compose(
+        sender="kavi",
+        recipient="reed",
+        subject="a matter",
+        body="post: the archive is full",
+        moment=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+        tier=Tier.STANDING,
+    )
+    text = mail_text(dataclasses.replace(first, again="These calls had run: post_board (completed)."))
+    assert "delivered again" in text
+    host = await rehearse([{"type": "text", "text": text}], WAKE)
+    assert host.called == [("post_board", {"content": "the archive is full"})]
 
 
 async def test_mail_in_the_same_message_as_the_prompt_is_acted_upon_too():
