@@ -12,6 +12,7 @@ from pathlib import Path
 import apsw
 
 from protocol.canonical import hash_of
+from protocol.entry import Entry
 from protocol.roster import Roster
 from store.content import load_content
 from store.database import StorageError, open_reader
@@ -297,20 +298,38 @@ class Checker:
                 "SELECT recipient, subject, body FROM mail WHERE sender NOT IN ('operator', 'runner')"
             )
         )
+        calls = {
+            hash_ for hash_, found in self.view.calls.items() if found[0].payload["tool"] == "send_message"
+        }
+        for hash_ in calls | set(mails):
+            self.checks["an effect has a verdict, a call and a result"] += 1
+            completed = self.view.completed(hash_)
+            if mails[hash_] != completed or not self._is_allowed(hash_, completed):
+                yield Violation(
+                    "an effect has a verdict, a call and a result",
+                    f"{mails[hash_]} messages, {completed} completed: {self.view.calls.get(hash_)}",
+                )
+        yield from self._check_lines(database)
+
+    def _check_lines(self, database: apsw.Connection) -> Iterator[Violation]:
+        # The board folds what is posted into one line, so that it is not what the call's hash is of.
         lines = Counter(
-            hash_of({"content": text})
-            for (text,) in database.execute("SELECT text FROM board WHERE agent != 'operator'")
+            str(agent) for (agent,) in database.execute("SELECT agent FROM board WHERE agent != 'operator'")
         )
-        for what, effects in (("send_message", mails), ("post_board", lines)):
-            calls = {hash_ for hash_, found in self.view.calls.items() if found[0].payload["tool"] == what}
-            for hash_ in calls | set(effects):
-                self.checks["an effect has a verdict, a call and a result"] += 1
-                completed = self.view.completed(hash_)
-                if effects[hash_] != completed or not self._is_allowed(hash_, completed):
-                    yield Violation(
-                        "an effect has a verdict, a call and a result",
-                        f"{what} {hash_}: {effects[hash_]} effects, {completed} completed: {self.view.calls[hash_]}",
-                    )
+        posted = Counter(
+            call.actor
+            for calls in self.view.calls.values()
+            for call in calls
+            for result in self.view.results.get(call.cid, ())
+            if (call.payload["tool"], result.payload["outcome"]) == ("post_board", "completed")
+            and self._lets_through(call)
+        )
+        self.checks["an effect has a verdict, a call and a result"] += sum(lines.values())
+        if lines != posted:
+            yield Violation(
+                "an effect has a verdict, a call and a result",
+                f"lines by agent {lines}, calls that were let through and completed {posted}",
+            )
 
     def _check_files(self) -> Iterator[Violation]:
         for file in self.root.workspaces.rglob("*.txt"):
@@ -324,14 +343,15 @@ class Checker:
             self._files.add(name)
 
     def _is_allowed(self, input_hash: str, times: int) -> bool:
-        allowed = [
-            call
-            for call in self.view.calls.get(input_hash, ())
-            if (verdict := self.view.entries.get(call.parents[0])) is not None
-            and (verdict.quality, verdict.payload["verdict"], verdict.payload["phase"])
-            == ("policy_verdict", "allowed", "call")
-        ]
-        return len(allowed) >= times
+        return sum(self._lets_through(call) for call in self.view.calls.get(input_hash, ())) >= times
+
+    def _lets_through(self, call: Entry) -> bool:
+        verdict = self.view.entries.get(call.parents[0])
+        return verdict is not None and (
+            verdict.quality,
+            verdict.payload["verdict"],
+            verdict.payload["phase"],
+        ) == ("policy_verdict", "allowed", "call")
 
     def check_leftovers(self) -> Iterator[Violation]:
         """Only known files lie in the state folder; of half-written files at most one for each end of the daemon."""

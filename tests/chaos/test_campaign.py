@@ -53,7 +53,10 @@ async def test_a_campaign_that_is_stopped_keeps_what_it_counted(tmp_path: Path):
         campaign.say = lambda _line: scope.cancel()
         await campaign.run()
     assert campaign.report.totals["roots"] == 1
-    assert len(campaign.report.lives) == 1
+    assert campaign.report.kills == 1
+    assert campaign.report.checks["half-written files are bounded"] == 0
+    campaign.report.finish()
+    assert "1 kills" in campaign.report.text()
 
 
 def test_the_command_line_is_read():
