@@ -106,8 +106,10 @@ class Campaign:
                 with Victim(folder / f"root-{number}", warm=self.order.warm) as house:
                     _lift_limits(house)
                     # Every third root asks a model server over HTTP, which answers by the same simple words.
+                    # Every second goes on with what a kill cut off.
+                    further = ("--resume-turns",) if number % 2 == 0 else ()
                     async with _backend(house, over_http=number % 3 == 0) as arguments:
-                        await self._one_root(house, arguments)
+                        await self._one_root(house, (*arguments, *further))
             finally:
                 if self.order.keep is None:
                     shutil.rmtree(folder, ignore_errors=True)
