@@ -12,12 +12,12 @@ import argparse
 import json
 import random
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import trio
 
 from tests.chaos.campaign import Campaign, Order
+from tests.chaos.report import Report
 
 
 def read_order(arguments: list[str] | None = None) -> tuple[Order, Path | None]:
@@ -46,14 +46,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a campaign; return the exit code."""
     order, json_file = read_order(arguments)
     campaign = Campaign(order, say=lambda line: print(line, file=sys.stderr, flush=True))
-    with suppress(KeyboardInterrupt):
+    try:
         trio.run(campaign.run)
-    report = campaign.report
+    except* KeyboardInterrupt:
+        pass
+    finally:
+        _tell(campaign.report, json_file)
+    return 1 if campaign.report.violations else 0
+
+
+def _tell(report: Report, json_file: Path | None) -> None:
     report.finish()
     sys.stdout.write(report.text() + "\n")
     if json_file is not None:
         json_file.write_text(json.dumps(report.plain(), indent=1), encoding="utf-8")
-    return 1 if report.violations else 0
 
 
 if __name__ == "__main__":

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
-
-import trio
 
 from tests.chaos.__main__ import read_order
 from tests.chaos.campaign import Campaign, Order
 from tests.chaos.record import Life, Violation
 from tests.chaos.report import Report
+from tests.support.daemon import PROJECT
 
 
 async def test_a_short_campaign_breaks_no_promise(tmp_path: Path):
@@ -47,16 +49,25 @@ def test_open_files_that_grow_and_half_written_files_without_a_kill_are_violatio
     }
 
 
-async def test_a_campaign_that_is_stopped_keeps_what_it_counted(tmp_path: Path):
-    campaign = Campaign(Order(kills=100, seed=5, sessions=2, keep=tmp_path, warm=True))
-    with trio.CancelScope() as scope:
-        campaign.say = lambda _line: scope.cancel()
-        await campaign.run()
-    assert campaign.report.totals["roots"] == 1
-    assert campaign.report.kills == 1
-    assert campaign.report.checks["half-written files are bounded"] == 0
-    campaign.report.finish()
-    assert "1 kills" in campaign.report.text()
+def test_a_campaign_that_is_interrupted_reports_what_it_had(tmp_path: Path):
+    words = ["--kills", "100", "--sessions", "2", "--seed", "5", "--json", str(tmp_path / "report.json")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.chaos", *words],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert "1 kills" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            printed, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert "kills in" in printed
+    assert "violations: 0" in printed
+    assert json.loads((tmp_path / "report.json").read_text())["kills"] >= 1
 
 
 def test_the_command_line_is_read():
