@@ -135,9 +135,8 @@ class TurnRun:
     ) -> None:
         acting = turn.identity.acting
         try:
-            # Shielded: however the turn was stopped, its end is recorded.
-            with trio.CancelScope(shield=True):
-                entry = await turn.end(status, stop_reason, agent=acting.agent or acting.agent_id)
+            # However the turn was stopped, its end is recorded: a commit of the journal is not cut short.
+            entry = await turn.end(status, stop_reason, agent=acting.agent or acting.agent_id)
         except Exception as error:  # noqa: BLE001 - whatever it is, the end is not in the store
             problem = self._internal(turn, error)
             self.is_recorded = False

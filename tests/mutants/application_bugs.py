@@ -34,9 +34,9 @@ APPLICATION: Final = (
     ),
     Mutant(
         "turn's end not recorded at a cancel",
-        "actors/turn_run.py",
-        "            with trio.CancelScope(shield=True):\n                entry = await turn.end",
-        "            with trio.CancelScope():\n                entry = await turn.end",
+        "actors/journal.py",
+        "            with trio.CancelScope(shield=True):\n                await commit",
+        "            with trio.CancelScope():\n                await commit",
         ("tests/actors/test_turn.py", "tests/actors/test_recovery.py"),
         machine=False,
     ),
@@ -53,7 +53,7 @@ APPLICATION: Final = (
         "store/unit_of_work.py",
         "        return _failed(database, error, len(outcomes))\n    return outcomes",
         "        _failed(database, error, len(outcomes))\n    return outcomes",
-        ("tests/actors/test_ledger_writer.py", "tests/actors/test_failing_disk.py"),
+        ("tests/actors/test_ledger_writer.py", "tests/store/test_unit_of_work.py"),
         machine=False,
     ),
     Mutant(

@@ -16,7 +16,7 @@ FIFTEEN: Final = (
     Mutant(
         "stale generation ignored",
         SUPERVISOR,
-        "            or child.generation != exited.generation\n",
+        "            and child.generation == exited.generation\n",
         "",
     ),
     Mutant(

@@ -18,6 +18,22 @@ def post(text: str) -> PostBoard:
     return PostBoard(Post("reed", text, at()))
 
 
+class Uncommittable:
+    """A write whose transaction the disk does not take at its end."""
+
+    def apply(self, database: apsw.Connection) -> None:
+        database.set_commit_hook(lambda: True)
+
+
+def test_a_commit_that_the_disk_refuses_is_a_failure_of_every_unit_in_it(database: apsw.Connection):
+    found = outcomes(database, (post("one"),), (post("two"), Uncommittable()))
+    database.set_commit_hook(None)
+    assert [type(outcome) for outcome in found] == [StorageError, StorageError]
+    assert last_posts(database, 10) == []
+    commit(database, post("three"))
+    assert [one.text for one in last_posts(database, 10)] == ["three"]
+
+
 @dataclass(frozen=True)
 class Broken:
     """A write with a fault of its own."""
