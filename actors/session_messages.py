@@ -151,3 +151,13 @@ class SessionMemory:
     evict_after_turn: bool = False
     crashes: int = 0
     on_idle: Callable[[], None] | None = None
+    is_guarded: bool = False
+
+    def refuse_waiting(self, error: RequestError) -> None:
+        """Answer the turns that wait with an error."""
+        while self.waiting:
+            self.waiting.pop(0).answer(error)
+
+    def give_up(self) -> None:
+        """Answer the turns that wait: nobody comes after who would."""
+        self.refuse_waiting(RequestError("internal", "the session's actor was ended; send the turn again"))

@@ -386,6 +386,10 @@ class SessionActor(Actor):
             )
         self._memory.waiting.append(message)
         self._run_next()
+        if self._memory.waiting and not self._memory.is_guarded:
+            # Turns wait over every restart, but not beyond the address: a kill from above lets no hook answer them.
+            self._memory.is_guarded = True
+            self.ref.when_dead(self._memory.give_up)
 
     # --- a turn that is asked for again
 
@@ -508,8 +512,7 @@ class SessionActor(Actor):
         return {"ok": True}
 
     def _refuse_waiting(self, code: str, why: str) -> None:
-        while self._memory.waiting:
-            self._memory.waiting.pop(0).answer(RequestError(code, why))
+        self._memory.refuse_waiting(RequestError(code, why))
 
 
 def _check_same(request_hash: str | None, message: RunTurn) -> None:

@@ -52,7 +52,7 @@ class Ref(pykka.ActorRef[Any]):
         "child_id",
         "children",
         "condition",
-        "ended_events",
+        "dead_calls",
         "generation",
         "incarnation",
         "last_origin",
@@ -82,7 +82,7 @@ class Ref(pykka.ActorRef[Any]):
         self.links: set[Ref] | None = None
         self.last_origin: tuple[Any, int] | None = None
         self.last_reason: str | None = None
-        self.ended_events: list[trio.Event] | None = None
+        self.dead_calls: list[Callable[[], object]] | None = None
 
     # -- who and how ---------------------------------------------------------------------------------------------
 
@@ -341,10 +341,21 @@ class Ref(pykka.ActorRef[Any]):
             await trio.lowlevel.checkpoint()
         while self.condition != "dead":
             event = trio.Event()
-            if self.ended_events is None:
-                self.ended_events = []
-            self.ended_events.append(event)
+            self.when_dead(event.set)
             await event.wait()
+
+    def when_dead(self, call: Callable[[], object]) -> None:
+        """Have something called, on the loop, when the actor is dead for good; at once where it is.
+
+        For what an actor has promised to others and its incarnations hand on: after a kill no hook runs, and where
+        the address ends with it there is no next incarnation to keep the promise. It must not raise.
+        """
+        if self.condition == "dead":
+            call()
+            return
+        if self.dead_calls is None:
+            self.dead_calls = []
+        self.dead_calls.append(call)
 
     def _activate(self) -> None:
         """Have the supervisor bring a passive actor back; what is posted meanwhile waits."""
@@ -407,9 +418,9 @@ class Ref(pykka.ActorRef[Any]):
             if partner.links is not None:
                 partner.links.discard(self)
         self.links = None
-        events, self.ended_events = self.ended_events, None
-        for event in events or ():
-            event.set()
+        calls, self.dead_calls = self.dead_calls, None
+        for call in calls or ():
+            call()
 
     def _return_letters(self, cause: BaseException | None) -> None:
         lane = self.mailbox.lane

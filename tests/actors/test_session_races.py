@@ -77,3 +77,23 @@ async def test_a_session_that_is_closed_while_it_closes_is_closed_once(
         await trio.testing.wait_all_tasks_blocked()
         assert answers == [{"ok": True}]
         assert events(office) == ["opened", "closed"]
+
+
+async def test_turns_that_wait_are_answered_when_the_sessions_are_killed_from_above(tmp_path: Path):
+    async def hang(_session: Any, _request: Any, _host: Any) -> str:
+        await trio.sleep_forever()
+        return "end_turn"
+
+    async with open_office(tmp_path, hang) as office:
+        ref = await office.open()
+        begun = [await office.begin(ref) for _ in range(3)]
+        sessions = office.trunk.child("sessions")
+        assert sessions is not None
+        sessions.kill()
+        with trio.fail_after(10):
+            ended = [await one.end() for one in begun]
+        assert [one.error.code for one in ended if one.error is not None] == [
+            "shutting_down",
+            "internal",
+            "internal",
+        ]
