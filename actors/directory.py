@@ -34,6 +34,7 @@ from protocol.acting import resolve_acting
 from protocol.errors import AgentRunnerError, RequestError
 from store.damage import damage_of
 from store.sessions import continuable_turns, find_session, find_session_by_id, running_turns
+from store.unit_of_work import ConflictError
 
 SESSIONS_MAX: Final = 10_000
 """At most so many sessions have an actor, or have left memory and keep their place."""
@@ -89,7 +90,10 @@ class SessionSupervisor(DynamicSupervisor):
                 agent=acting.agent or acting.agent_id,
                 tell=acting.mail_of,
             )
-            await journal.commit()
+            try:
+                await journal.commit()
+            except ConflictError:
+                continue  # a session that waited for the disk has recorded its end meanwhile
             if self._cut_off is not None and turn.id in continuable:
                 self._cut_off.append(CutOff(session.session_key, turn.id, interruption.ran))
             _log.warning(

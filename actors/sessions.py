@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hmac
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
@@ -127,7 +128,10 @@ class SessionActor(Actor):
             agent=acting.agent or acting.agent_id,
             tell=acting.mail_of,
         )
-        await journal.commit()
+        with suppress(
+            ConflictError
+        ):  # an incarnation that waited for the disk has recorded its end meanwhile
+            await journal.commit()
         self._row = find_session(self._services.database, row.session_key)
 
     def _converse(self, row: SessionRow) -> None:

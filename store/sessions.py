@@ -164,7 +164,7 @@ class BeginTurn:
 
 @dataclass(frozen=True, slots=True)
 class EndTurn:
-    """Record how a turn ended and mark its session idle."""
+    """Record how a turn ended and mark its session idle; ConflictError where it has ended already."""
 
     id: str
     session_id: str
@@ -179,7 +179,7 @@ class EndTurn:
         """Update both rows."""
         database.execute(
             "UPDATE turns SET status = ?, cid = ?, output_hash = ?, stop_reason = ?, usage = ?, completed_at = ? "
-            "WHERE id = ?",
+            "WHERE id = ? AND status = 'running'",
             (
                 self.status,
                 self.cid,
@@ -190,6 +190,8 @@ class EndTurn:
                 self.id,
             ),
         )
+        if not database.changes():
+            raise ConflictError(f"turn {self.id} has ended already")
         database.execute(
             "UPDATE sessions SET state = 'idle', last_activity = ? WHERE id = ? AND state = 'running'",
             (self.completed_at, self.session_id),

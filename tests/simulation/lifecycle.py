@@ -83,6 +83,9 @@ class Lifecycle(Watcher):
         # A new incarnation of a supervisor begins with all its children, and counts anew.
         self._due = {child: due for child, due in self._due.items() if child.parent is not ref}
         parent = self._parent(ref)
+        if parent is not None and life.generation == 1:
+            # A child that was deleted and comes again is a new one, with nothing against it.
+            self._accounts.pop((parent, ref.child_id), None)
         if parent is not None and isinstance(parent.actor, Supervisor) and not _is_dynamic(parent):
             for sibling in _siblings_before(ref):
                 incarnation = sibling.incarnation
@@ -144,7 +147,7 @@ class Lifecycle(Watcher):
             overdue_s = now - life.stop_by
             self._trace.check(
                 DEADLINE,
-                overdue_s <= KILL_GRACE_S + EPSILON_S or life.path in life.ref.system.stuck,
+                overdue_s <= KILL_GRACE_S + EPSILON_S or _was_stuck(life),
                 lambda: f"{life.name} ended {overdue_s:.3f} s after its deadline",
             )
         if isinstance(exited.reason.exception, RestartIntensityError):
@@ -334,3 +337,8 @@ def _is_dynamic(life: Life) -> bool:
 
 def _strategy(life: Life) -> Strategy | None:
     return life.actor.strategy if isinstance(life.actor, Supervisor) else None
+
+
+def _was_stuck(life: Life) -> bool:
+    """Whether the incarnation was reported as one that does not end; it may have ended since, when the disk let it."""
+    return any(one.ref is life.ref and one.generation == life.generation for one in life.ref.system._stuck)
