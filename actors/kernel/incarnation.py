@@ -41,6 +41,7 @@ class Incarnation:
         "fault",
         "generation",
         "killed",
+        "killed_at",
         "leaving",
         "pending",
         "phase",
@@ -70,6 +71,7 @@ class Incarnation:
         self.pending: set[Future] | None = None
         self.fault: BaseException | None = None
         self.killed = False
+        self.killed_at = 0.0  # when it was first cancelled
         self.leaving = False  # it goes in order: to leave memory, or because it was asked to stop
         self.stuck = False  # it ignored its cancellation
         self.phase = "starting"
@@ -292,7 +294,8 @@ class Incarnation:
 
     def kill(self) -> None:
         """Cancel whatever runs, hooks included."""
-        self.killed = True
+        if not self.killed:
+            self.killed, self.killed_at = True, self.ref.system.now()
         self.ref.mailbox.put_control(STOP, first=True)
         self.scope.cancel()
 

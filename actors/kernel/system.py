@@ -183,7 +183,8 @@ class System:
                 await incarnation.wait_ended()
         if ref.incarnation is incarnation:
             incarnation.kill()
-            with trio.move_on_after(KILL_GRACE_S):
+            # Counted from its own cancellation, so that several share the time and do not wait for each other's.
+            with trio.CancelScope(deadline=incarnation.killed_at + KILL_GRACE_S):
                 await incarnation.wait_ended()
         if ref.incarnation is incarnation:
             incarnation.stuck = True
