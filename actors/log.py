@@ -51,14 +51,21 @@ class _Front(QueueHandler):
         """Put the record, and before it what was dropped, without ever waiting."""
         try:
             if self._dropped:
-                words = f"{self._dropped} lines of the log were dropped: an output is too slow"
-                self._waiting.put_nowait(
-                    logging.LogRecord("log", logging.WARNING, __file__, 0, words, None, None)
-                )
+                self._waiting.put_nowait(self._note())
                 self._dropped = 0
             self._waiting.put_nowait(record)
         except queue.Full:
             self._dropped += 1
+
+    def finish(self) -> None:
+        """Say what was dropped last, behind all that waits."""
+        if self._dropped:
+            self._waiting.put(self._note())
+            self._dropped = 0
+
+    def _note(self) -> logging.LogRecord:
+        words = f"{self._dropped} lines of the log were dropped: an output is too slow"
+        return logging.LogRecord("log", logging.WARNING, __file__, 0, words, None, None)
 
 
 class _Listener(QueueListener):
@@ -167,6 +174,7 @@ def log_to(stream: TextIO, *, file: Path | None, on_terminal: bool, coloured: bo
         yield
     finally:
         top.removeHandler(front)
+        front.finish()
         listener.stop()
         for output in outputs:
             output.close()
