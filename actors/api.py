@@ -7,9 +7,11 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import apsw
 import structlog
+import trio
 
 from actors.court import Reload, Reloaded
 from actors.directory import Directory, new_future
@@ -64,6 +66,8 @@ class Api:
     def __init__(self, doors: Doors, operator_token: str) -> None:
         self._doors = doors
         self._token = operator_token.encode()
+        # A replay has the events of a turn in memory, and a connection may ask for many: it gets one after the other.
+        self._replaying: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
 
     def authenticate(self, token: str) -> str | None:
         """Return `operator` for the operator's token, None for any other; compared in constant time."""
@@ -158,7 +162,7 @@ class Api:
             await tail.release(0)
             return _turn_result(await message.done.wait())
         try:
-            return await self._catch_up(attached, 0, tail, message.done, emit)
+            return await self._catch_up(who, attached, 0, tail, message.done)
         except NotKeptError:
             # Who asks again after so long wants to know how it ended; the events are a courtesy.
             if isinstance(attached.answer, RequestError):
@@ -172,12 +176,13 @@ class Api:
         follower = Follower(tail.take, new_future())
         message = FollowTurn(who, params.turn_id, follower)
         attached: Attached = await self._doors.directory.ask(params.session_key, message)
-        return await self._catch_up(attached, params.from_seq, tail, follower.done, emit)
+        return await self._catch_up(who, attached, params.from_seq, tail, follower.done)
 
     async def _catch_up(
-        self, attached: Attached, from_seq: int, tail: Tail, done: Future, emit: Emit
+        self, who: Caller, attached: Attached, from_seq: int, tail: Tail, done: Future
     ) -> dict[str, Any]:
-        await replay(self._doors.services().events, self._doors.database(), attached, from_seq, emit)
+        async with self._replaying.setdefault(who.connection_id, trio.Lock()):
+            await replay(self._doors.services().events, self._doors.database(), attached, from_seq, tail.emit)
         if isinstance(attached.answer, tuple):
             return _turn_result(attached.answer)
         await tail.release(from_seq)

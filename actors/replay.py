@@ -27,13 +27,13 @@ class Tail:
     """Holds the events of a running turn back until those before them have been sent."""
 
     def __init__(self, emit: Emit) -> None:
-        self._emit = emit
+        self.emit = emit
         self._held: deque[Event] | None = deque()
 
     def take(self, event: Event) -> None:
         """Take the next event."""
         if self._held is None:
-            self._emit(event)
+            self.emit(event)
         else:
             self._held.append(event)
 
@@ -42,9 +42,9 @@ class Tail:
         while self._held:
             event = self._held.popleft()
             if event.seq >= from_seq:
-                self._emit(event)
+                self.emit(event)
                 if event.seq % PACE == 0:
-                    await self._emit.room()
+                    await self.emit.room()
         self._held = None
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from trio.testing import MockClock
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.api import Api, Doors
 from actors.health import Health
 from actors.overview import Overview
+from actors.session_messages import Attached, FollowTurn
 from actors.standing import BACK_OFF_MAX_S, FAILURES_MAX, LookForMail, StandingAgent
 from protocol.errors import BackendError, RequestError
 from protocol.native import frames
@@ -145,3 +149,35 @@ async def test_the_operator_reads_mail_that_reaches_the_operator_and_no_other(
         before = office.rows("SELECT * FROM mail_receipts WHERE reader = 'operator'")
         assert await call(api, "mail.read", ids=[mine.id]) == {"read": 1}
         assert office.rows("SELECT * FROM mail_receipts WHERE reader = 'operator'") == before
+
+
+async def test_a_connection_is_told_of_one_turn_after_the_other_and_waits_for_no_other_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The events of a turn are in memory while they are sent: asking for many at once must not cost many."""
+    reading: Counter[str] = Counter()
+    most: dict[str, int] = {}
+
+    async def slow_replay(_log: Any, _database: Any, attached: Attached, *_rest: Any) -> None:
+        connection = attached.turn_id
+        reading[connection] += 1
+        most[connection] = max(most.get(connection, 0), reading[connection])
+        most["both"] = max(most.get("both", 0), reading.total())
+        await wait_all_tasks_blocked()
+        reading[connection] -= 1
+
+    monkeypatch.setattr("actors.api.replay", slow_replay)
+    async with open_office(tmp_path / "root", answer) as office:
+        api = api_of(office)
+
+        async def asked(_key: str, message: FollowTurn, **_: Any) -> Attached:
+            return Attached(message.turn_id, None, ("complete", message.turn_id))
+
+        monkeypatch.setattr(office.directory, "ask", asked)
+        async with trio.open_nursery() as nursery:
+            for connection in ("aa", "bb"):
+                who = replace(OPERATOR, connection_id=connection)
+                params = frames.TurnResume(session_key="k", turn_id=connection)
+                for _ in range(5):
+                    nursery.start_soon(api.call, who, "turn.resume", params, lambda _event: None)
+    assert most == {"aa": 1, "bb": 1, "both": 2}
