@@ -430,10 +430,16 @@ def running_turns(database: apsw.Connection) -> list[TurnRow]:
 
 
 def continuable_turns(database: apsw.Connection) -> set[str]:
-    """Return the ids of the running turns that can be gone on with after a crash."""
+    """Return the ids of the running turns that can be gone on with after a crash: none that carries mail by now.
+
+    Mail comes again by itself, and with it the trust that a turn has which carries it.
+    """
     return {
         str(row[0])
-        for row in database.execute("SELECT id FROM turns WHERE status = 'running' AND continuable = 1")
+        for row in database.execute(
+            "SELECT id FROM turns WHERE status = 'running' AND continuable = 1 "
+            "AND id NOT IN (SELECT turn_id FROM mail_claims)"
+        )
     }
 
 

@@ -4,6 +4,7 @@ import apsw
 import pytest
 from blake3 import blake3
 
+from store.mailbox import ClaimMail, SendMail
 from store.sessions import (
     MAIL_TAKEN_BACK,
     AddUsage,
@@ -14,6 +15,7 @@ from store.sessions import (
     ForgetCarriedMail,
     RecordWake,
     UpdateSession,
+    continuable_turns,
     count_open_sessions,
     find_session,
     find_session_by_id,
@@ -32,7 +34,7 @@ from store.sessions import (
     turns_of,
 )
 from store.unit_of_work import ConflictError
-from tests.support.storage import a_session, at, commit, stored_session, stored_turn
+from tests.support.storage import a_mail, a_session, at, commit, stored_session, stored_turn
 
 
 def test_ids_can_be_derived_again_by_anybody():
@@ -87,6 +89,29 @@ def test_a_turn_runs_and_ends_and_its_session_with_it(database: apsw.Connection)
     assert running_turns(database) == []
     assert last_ended_cid(database, session.id) == "c" * 64
     assert find_session(database, session.session_key).state == "idle"  # type: ignore[union-attr]
+
+
+def test_a_turn_has_one_end_and_a_second_is_refused_whole(database: apsw.Connection):
+    session = stored_session(database)
+    turn = stored_turn(database, session, cid="c" * 64)
+    again = EndTurn(turn, session.id, "interrupted", "d" * 64, None, None, {}, at(2))
+    with pytest.raises(ConflictError, match="ended already"):
+        commit(database, AddUsage("reed", "2026-11-22", 1, 1), again)
+    [found] = turns_of(database, session.id)
+    assert (found.status, found.cid) == ("complete", "c" * 64)
+    assert spending_of_day(database, "2026-11-22") == {}
+
+
+def test_a_turn_is_gone_on_with_only_where_it_carries_no_mail_by_now(database: apsw.Connection):
+    session = stored_session(database)
+    plain, own, carries = (turn_id(session.id, number) for number in range(3))
+    for number, turn in enumerate((plain, own, carries)):
+        begun = BeginTurn(turn, session.id, number, None, None, at(number), continuable=turn != own)
+        commit(database, begun)
+    assert continuable_turns(database) == {plain, carries}
+    mail = a_mail(0, "reed")
+    commit(database, SendMail(mail), ClaimMail([mail.id], "reed", carries))  # by read_mailbox, in its middle
+    assert continuable_turns(database) == {plain}
 
 
 def test_the_end_of_a_turn_does_not_open_a_session_that_was_closed(database: apsw.Connection):
